@@ -1,0 +1,208 @@
+"""The command line: LightningCLI with the links between data and model, run folders, and one-line errors."""
+
+import inspect
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from a2d_lightning.data import RolloutDataModule
+from a2d_lightning.errors import NonFiniteError, SettingError
+from a2d_lightning.export import export
+from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, TeacherModule
+from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.overlays import expand_overlays
+from a2d_lightning.parse_errors import one_line
+
+LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
+"""What the model takes from the data."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's whole configuration into its folder; a resumed run writes it again."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
+        """Into ``run_dir/config.yaml``; a test leaves the one of the training."""
+        if stage == "fit":
+            path = Path(trainer.default_root_dir) / "config.yaml"
+            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+
+
+class A2DCLI(LightningCLI):
+    """LightningCLI for the three stages."""
+
+    def __init__(self, args: list[str]) -> None:
+        strict = {"exit_on_error": False, "allow_abbrev": False}
+        super().__init__(
+            ActorCriticModule,
+            RolloutDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={**strict, **{name: {**strict} for name in self.subcommands()}},
+            args=args,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``predict`` has no meaning here."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run folder, and what the model takes from the data."""
+        parser.add_argument("--run_dir", type=str, default="runs/run", help="folder for everything that a run writes")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Puts logs and checkpoints of the run into ``run_dir``."""
+        run_dir = Path(self._get(self.config, "run_dir"))
+        _check_writable(run_dir)
+        kwargs["default_root_dir"] = str(run_dir)
+        if self._get(self.config, "trainer").get("logger") in (None, True):
+            kwargs["logger"] = self._loggers(run_dir) if self.subcommand == "fit" else False
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(run_dir / "checkpoints")
+        return trainer
+
+    def _loggers(self, run_dir: Path) -> list[Any]:
+        csv = run_dir / "metrics.csv"
+        if csv.exists() and rank_zero_only.rank == 0:
+            # Lightning would delete the metrics of the run that is resumed
+            earlier = len(list(run_dir.glob("metrics-*.csv")))
+            csv.rename(run_dir / f"metrics-{earlier}.csv")
+        return [TensorBoardLogger(run_dir, name="", version=""), CSVLogger(run_dir, name="", version="")]
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would put the checkpoint's hyper-parameters over what the user asks for
+        return
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        checkpoints = Path(self._get(self.config, "run_dir")) / "checkpoints"
+        if subcommand != "fit":
+            kwargs["verbose"] = False  # after_test prints
+        kwargs["ckpt_path"] = _checkpoint(kwargs.get("ckpt_path"), checkpoints)
+        if kwargs["ckpt_path"] is None:
+            if subcommand == "fit":
+                _check_unused(checkpoints)
+            elif not isinstance(self.model, RandomModule):
+                raise SettingError(f"--ckpt_path: `{subcommand}` needs one: a path, or best or last of --run_dir.")
+        return kwargs
+
+    def after_test(self) -> None:
+        """Prints the score and writes ``run_dir/test.json``."""
+        if not self.trainer.is_global_zero:
+            return
+        result = {name.removeprefix("test/"): float(value) for name, value in self.trainer.callback_metrics.items()}
+        result = {"game": self.datamodule.game, "actions": self.model.evaluation_actions, **result}
+        path = Path(self.trainer.default_root_dir) / f"test-{self.model.evaluation_actions}.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+        print(
+            f"{self.datamodule.game}: mean score of {result['games']:.0f} full games {result['score']:.2f} "
+            f"(95 % interval {result['score_low95']:.2f} to {result['score_high95']:.2f}; {result['score_min']:g} to "
+            f"{result['score_max']:g}), actions {self.model.evaluation_actions}; {result['macs']:,.0f} MACs a frame, "
+            f"{result['parameters']:,.0f} parameters, trained for {result['step']:,.0f} environment steps -> {path}"
+        )
+
+
+def _seed(seed: Any) -> int:
+    return int(seed) if isinstance(seed, int) else 0
+
+
+def _check_writable(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+    except OSError as error:
+        raise SettingError(
+            f"run_dir: {str(run_dir)!r} cannot be written ({error.strerror}); choose another."
+        ) from error
+
+
+def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
+    if asked is None:
+        return None
+    path = checkpoints / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
+    if not path.is_file():
+        raise SettingError(f"--ckpt_path: there is no checkpoint {str(path)!r}; check --run_dir or give a path.")
+    return str(path)
+
+
+def _check_unused(checkpoints: Path) -> None:
+    if any(checkpoints.glob("*.ckpt")):
+        raise SettingError(
+            f"run_dir: {str(checkpoints.parent)!r} already holds a run; go on with it by --ckpt_path last, or name "
+            "another folder by --run_dir."
+        )
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs the command line; a user's mistake ends in one line and exit status 2, a failed run in 1."""
+    args = sys.argv[1:] if args is None else args
+    _quieten()
+    try:
+        if args[:1] == ["export"]:
+            export(args[1:])
+        else:
+            A2DCLI(expand_overlays(args))
+    except NonFiniteError as error:
+        _fail(error, 1)
+    except Exception as error:
+        _fail(_user_mistake(error), 2)
+
+
+def _quieten() -> None:
+    """Leaves out what a user can do nothing about."""
+    for message in (".*isinstance.treespec, LeafSpec.*", ".*args parameter is intended.*", ".*Previous log files.*"):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+
+
+def _user_mistake(error: BaseException) -> Exception:
+    """What a user can mend: jsonargparse wraps a SettingError that a model's constructor raises in one of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SettingError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ArgumentError):
+        return error
+    raise error
+
+
+def _known_settings() -> list[str]:
+    models = (TeacherModule, SearchModule, AgentModule, ActorCriticModule)
+    groups = [("data", RolloutDataModule), ("trainer", Trainer), *(("model", model) for model in models)]
+    return [f"{group}.{name}" for group, cls in groups for name in inspect.signature(cls).parameters]
+
+
+def _fail(error: Exception, status: int) -> None:
+    if os.environ.get("A2D_TRACEBACK"):
+        raise error
+    print(f"error: {one_line(str(error), _known_settings())}", file=sys.stderr)
+    sys.exit(status)

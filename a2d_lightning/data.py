@@ -1,0 +1,244 @@
+"""Feeds Lightning with on-policy rollouts: owns the environments, TorchRL's collector, and the lists of test games."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, cast
+
+import lightning as L
+import numpy as np
+import torch
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torchrl.collectors import Collector
+
+from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game, make_env
+from a2d_lightning.errors import SettingError
+from a2d_lightning.policy import SamplingPolicy, frozen_batch_norm_statistics
+
+EVALUATION_BATCH = 32
+"""Games that are scored side by side."""
+
+
+class Learner(Protocol):
+    """What the data needs of a LightningModule."""
+
+    agent: nn.Module
+    env_steps: int
+    """Environment steps so far, over all ranks."""
+
+
+class Rollouts:
+    """One epoch of rollouts, each collected when it is asked for, with the weights of that moment.
+
+    It has a length: Lightning prefetches one batch of an iterable without, and every rollout would be one update old.
+    """
+
+    def __init__(self, datamodule: "RolloutDataModule", collected: Iterator[TensorDict], agent: nn.Module) -> None:
+        self.datamodule = datamodule
+        self.collected = collected
+        self.agent = agent
+
+    def __len__(self) -> int:
+        return self.datamodule.rollouts_per_epoch
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        for _ in range(len(self)):
+            with frozen_batch_norm_statistics(self.agent):
+                rollout = next(self.collected)
+            yield self.datamodule.for_learning(rollout)
+
+
+class GameSeeds:
+    """Batches of game seeds. Lightning would take a bare list for several dataloaders, and would split a DataLoader
+    over the ranks with repeats."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+
+class RolloutDataModule(L.LightningDataModule):
+    """Rollouts for training, full games for evaluation.
+
+    A training batch is a TensorDict ``[num_envs, rollout_length]`` with ``pixels``, ``action``, ``log_prob`` and
+    ``next``: ``pixels``, ``reward`` (for learning: clipped to its sign where asked), ``terminated`` (no value beyond:
+    the game ended, or a life was lost where that counts), ``done`` (the trace is cut: terminated or truncated), and
+    ``game_over`` and ``game_score`` (raw). All but pixels are ``[num_envs, rollout_length]``.
+
+    An evaluation batch is an int64 tensor of game seeds; the games are split over the ranks without repeats.
+
+    Args:
+        game: an Atari game (``Pong``, ``space_invaders``, ``ALE/SpaceInvaders-v5``) or a Gymnasium id
+            (``CarRacing-v3``).
+        num_envs: environments in each process.
+        rollout_length: L, environment steps between updates (paper: 5).
+        total_env_steps: the budget of a run, over all processes; rounded up to whole epochs.
+        env_steps_per_epoch: evaluation, checkpoints and progress come once an epoch.
+        frames: preprocessing of pictures.
+        life_loss_terminal: a lost life is terminal for the targets (never for the game).
+        clip_rewards: learn from the rewards' signs; scores are never clipped.
+        noop_max: null operations at a game's start, drawn from 0 to ``noop_max - 1`` (Atari only).
+        evaluation_games: full games an evaluation or a test plays.
+        num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes.
+        seed: fixes environments and action sampling, together with the rank.
+    """
+
+    def __init__(
+        self,
+        game: str = "Pong",
+        num_envs: PositiveInt = 16,
+        rollout_length: PositiveInt = 5,
+        total_env_steps: PositiveInt = 30_000_000,
+        env_steps_per_epoch: PositiveInt = 500_000,
+        frames: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
+        life_loss_terminal: bool = True,
+        clip_rewards: bool = True,
+        noop_max: PositiveInt = 30,
+        evaluation_games: PositiveInt = 30,
+        num_env_threads: NonNegativeInt = 0,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        for name in ("size", "stack", "skip"):
+            if getattr(frames, name) <= 0:
+                raise SettingError(f"data.frames.{name}: {getattr(frames, name)} must be positive.")
+        if not 0.0 <= frames.sticky_action_probability <= 1.0:
+            raise SettingError(
+                f"data.frames.sticky_action_probability: {frames.sticky_action_probability} is outside [0, 1]."
+            )
+        self.game = canonical_game(game)
+        self.num_envs = num_envs
+        self.rollout_length = rollout_length
+        self.total_env_steps = total_env_steps
+        self.env_steps_per_epoch = env_steps_per_epoch
+        self.frames = frames
+        self.life_loss_terminal = life_loss_terminal
+        self.clip_rewards = clip_rewards
+        self.noop_max = noop_max
+        self.evaluation_games = evaluation_games
+        self.num_env_threads = num_env_threads
+        self.seed = seed
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.collector: Collector | None = None
+        probe = self.make_env(1, seed=0)
+        self.num_actions = probe.num_actions
+        self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
+        probe.close()
+
+    def make_env(self, num_envs: int, seed: int) -> GameEnv:
+        """``num_envs`` games with this module's settings."""
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
+        threads = self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks))
+        return make_env(self.game, num_envs, self.frames, seed, threads, self.noop_max)
+
+    def _num_local_ranks(self) -> int:
+        return self.trainer.num_devices if self.trainer is not None else 1
+
+    @property
+    def rollouts_per_epoch(self) -> int:
+        """Rollouts a process collects in an epoch, so that whole epochs tile the budget."""
+        rollouts = max(1, -(-self.total_env_steps // self.env_steps_per_rollout))
+        return -(-rollouts // self.num_epochs)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs in the budget."""
+        return max(1, round(self.total_env_steps / max(self.env_steps_per_epoch, self.env_steps_per_rollout)))
+
+    @property
+    def env_steps_per_rollout(self) -> int:
+        """Environment steps of one rollout, over all processes."""
+        world_size = self.trainer.world_size if self.trainer is not None else 1
+        return self.num_envs * self.rollout_length * world_size
+
+    def setup(self, stage: str) -> None:
+        """Sets the trainer's epochs from the budget of environment steps; a smaller ``max_epochs`` stops sooner."""
+        if stage == "fit" and self.trainer is not None:
+            asked = self.trainer.max_epochs
+            self.trainer.fit_loop.max_epochs = self.num_epochs if asked in (None, -1) else min(asked, self.num_epochs)
+
+    def train_dataloader(self) -> Iterable[TensorDict]:
+        """Builds the collector around the module's agent, which is on its device by now."""
+        trainer = self.trainer
+        assert trainer is not None
+        learner = cast(Learner, trainer.lightning_module)
+        device = trainer.strategy.root_device
+        # a resumed run must not replay the games of the first one, and no two ranks the same
+        seed = _derived_seed(self.seed, trainer.global_rank, learner.env_steps)
+        env = self.make_env(self.num_envs, seed)
+        policy = SamplingPolicy(learner.agent, seed, device)
+        self.collector = Collector(
+            env,
+            policy,
+            frames_per_batch=self.num_envs * self.rollout_length,
+            total_frames=-1,
+            policy_device=device,
+            env_device="cpu",
+            storing_device=device,
+            track_traj_ids=False,
+            return_same_td=True,
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+        )
+        return Rollouts(self, iter(self.collector), learner.agent)
+
+    def for_learning(self, rollout: TensorDict) -> TensorDict:
+        """The collector's TensorDict as the class describes it."""
+        after = rollout["next"]
+        game_over = after["done"][..., 0]
+        terminated = after["terminated"][..., 0]
+        if self.life_loss_terminal:
+            terminated = terminated | after["life_lost"][..., 0]
+        reward = after["reward"][..., 0]
+        return TensorDict(
+            {
+                "pixels": rollout["pixels"],
+                "action": rollout["action"],
+                "log_prob": rollout["log_prob"],
+                "next": {
+                    "pixels": after["pixels"],
+                    "reward": reward.sign() if self.clip_rewards else reward,
+                    "terminated": terminated,
+                    "done": game_over | terminated,
+                    "game_over": game_over,
+                    "game_score": after["game_score"][..., 0],
+                },
+            },
+            rollout.batch_size,
+        )
+
+    def val_dataloader(self) -> GameSeeds:
+        """Seeds of the games that score the policy in training; the same ones each time."""
+        return self._game_seeds(stream=1)
+
+    def test_dataloader(self) -> GameSeeds:
+        """Seeds of the games of the final test, none of which scored the policy before."""
+        return self._game_seeds(stream=2)
+
+    def _game_seeds(self, stream: int) -> GameSeeds:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        seeds = np.random.default_rng([self.seed, stream]).integers(2**31, size=self.evaluation_games)
+        return GameSeeds(torch.from_numpy(seeds)[rank::world_size].split(EVALUATION_BATCH))
+
+    def teardown(self, stage: str) -> None:
+        """Ends the emulators."""
+        self._shut_down()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Ends the emulators: ``teardown`` is not called on exceptions."""
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self.collector is not None:
+            self.collector.shutdown()
+            self.collector = None
+
+
+def _derived_seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])

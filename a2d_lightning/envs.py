@@ -1,0 +1,226 @@
+"""Games as one TorchRL environment of batch ``[n]``, stepped by a vector environment (ale-py's C++ one for Atari).
+
+The state of an Atari environment is (seed, actions so far): every game gets a seed of its own, drawn from
+``(seed, environment, game number)``, so that a run can be replayed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedContinuous
+from torchrl.envs import EnvBase
+
+from a2d_lightning.errors import SettingError
+from a2d_lightning.games import atari_rom
+
+ATARI_FRAMES_PER_GAME = 108_000
+"""30 minutes at 60 frames a second, the usual cap; a game that reaches it is truncated, not terminated."""
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """How the emulator's pictures become observations ``uint8 [stack, size, size]``."""
+
+    size: int = 84
+    stack: int = 4
+    skip: int = 4
+    sticky_action_probability: float = 0.0
+    """Probability that the emulator repeats the last action (Atari only)."""
+
+
+class GameEnv(EnvBase):
+    """``n`` games side by side as a TorchRL environment.
+
+    Reads ``action`` int64 ``[n]``. Writes ``pixels`` uint8 ``[n, stack, size, size]``, and per step ``reward`` (raw,
+    float32 ``[n, 1]``), ``terminated`` / ``truncated`` / ``done`` (of the game), ``life_lost``, and ``game_score``
+    (the sum of raw rewards since the game began; where ``done``, the game's score). The observation of a step that
+    ends a game is that game's true last one. A reset reads ``_reset`` (which environments) and, where given,
+    ``game_seed`` int64 ``[n]``.
+
+    Args:
+        vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_vector`.
+        seed: fixes the seeds of all games to come.
+    """
+
+    batch_locked = True
+
+    def __init__(self, vector: gymnasium.vector.VectorEnv, seed: int) -> None:
+        num_envs = vector.num_envs
+        super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
+        self.vector = vector
+        self.num_actions = int(vector.single_action_space.n)  # type: ignore[attr-defined]
+        self.frame_shape: tuple[int, ...] = tuple(vector.single_observation_space.shape or ())
+        pixels = Unbounded((num_envs, *self.frame_shape), dtype=torch.uint8)
+        score = UnboundedContinuous((num_envs, 1))
+        flag = Binary(1, (num_envs, 1), dtype=torch.bool)
+        self.observation_spec = Composite(pixels=pixels, game_score=score, life_lost=flag.clone(), shape=(num_envs,))
+        self.action_spec = Categorical(self.num_actions, (num_envs,), dtype=torch.int64)
+        self.reward_spec = UnboundedContinuous((num_envs, 1))
+        self.done_spec = Composite(
+            done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,)
+        )
+        self._pixels = torch.zeros(num_envs, *self.frame_shape, dtype=torch.uint8)
+        self._game_score = torch.zeros(num_envs, 1)
+        self._lives = np.zeros(num_envs, dtype=np.int64)
+        self._set_seed(seed)
+
+    def _set_seed(self, seed: int | None) -> None:
+        entropy = np.random.SeedSequence(seed)
+        self._seed_streams = [np.random.default_rng(child) for child in entropy.spawn(self.batch_size[0])]
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        num_envs = self.batch_size[0]
+        mask = np.ones(num_envs, dtype=np.bool_)
+        seeds = None
+        if tensordict is not None:
+            if (chosen := tensordict.get("_reset", None)) is not None:
+                mask = chosen.reshape(num_envs).numpy()
+            seeds = tensordict.get("game_seed", None)
+        if seeds is None:
+            seeds = np.array([s.integers(2**31) if m else 0 for s, m in zip(self._seed_streams, mask, strict=True)])
+        else:
+            seeds = seeds.numpy()
+        pixels, info = _masked_reset(self.vector, seeds, mask)
+        # the vector environment reuses its buffers, and the collector keeps what it gets
+        self._pixels = torch.from_numpy(pixels).clone()
+        index = torch.from_numpy(mask)
+        self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
+        self._lives = np.array(info["lives"]) if "lives" in info else self._lives
+        no = torch.zeros(num_envs, 1, dtype=torch.bool)
+        return TensorDict(
+            {
+                "pixels": self._pixels,
+                "game_score": self._game_score,
+                "life_lost": no,
+                "done": no.clone(),
+                "terminated": no.clone(),
+                "truncated": no.clone(),
+            },
+            self.batch_size,
+        )
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict["action"].numpy()
+        # an action out of range kills ale-py's worker thread and the next call waits for ever
+        if action.min() < 0 or action.max() >= self.num_actions:
+            raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
+        pixels, reward, terminated, truncated, info = self.vector.step(action)
+        self._pixels = torch.from_numpy(pixels).clone()
+        rewards = torch.from_numpy(reward).float()[:, None]
+        self._game_score = self._game_score + rewards
+        lives = np.array(info["lives"]) if "lives" in info else self._lives
+        life_lost = torch.from_numpy(lives < self._lives)[:, None]
+        self._lives = lives
+        over = torch.from_numpy(terminated.copy())[:, None]
+        cut = torch.from_numpy(truncated.copy())[:, None]
+        return TensorDict(
+            {
+                "pixels": self._pixels,
+                "game_score": self._game_score,
+                "life_lost": life_lost,
+                "reward": rewards,
+                "done": over | cut,
+                "terminated": over,
+                "truncated": cut,
+            },
+            self.batch_size,
+        )
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Ends the emulators."""
+        if not self.is_closed:
+            self.vector.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
+def make_env(game: str, num_envs: int, frames: FrameSettings, seed: int, num_threads: int, noop_max: int) -> GameEnv:
+    """``num_envs`` games of ``game``: an Atari name, or the id of any Gymnasium environment with images and discrete
+    actions, written with its version and no ``ALE/`` (``CarRacing-v3``).
+
+    Raises:
+        SettingError: an unknown game, or an environment without images or discrete actions.
+    """
+    if is_gymnasium_id(game):
+        return GameEnv(gymnasium_vector(game, num_envs, frames), seed)
+    return GameEnv(atari_vector(game, num_envs, frames, num_threads, noop_max), seed)
+
+
+def is_gymnasium_id(game: str) -> bool:
+    """Whether ``game`` names a registered Gymnasium environment that is not an Atari game."""
+    return (
+        not game.startswith("ALE/")
+        and game in gymnasium.registry
+        and "ale_py" not in str(gymnasium.registry[game].entry_point)
+    )
+
+
+def canonical_game(game: str) -> str:
+    """One spelling for each game, so that teachers, architectures and runs can be compared."""
+    return game if is_gymnasium_id(game) else atari_rom(game)
+
+
+def atari_vector(game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int) -> AtariVectorEnv:
+    """ale-py's C++ vector environment with the usual preprocessing: skip, max of two frames, gray, null-op starts.
+
+    A lost life neither resets the game nor ends it here (ale-py's ``episodic_life`` would reset it, and
+    ``life_loss_info`` marks it as its end); :class:`GameEnv` reports it from the drop in lives.
+    """
+    return AtariVectorEnv(
+        atari_rom(game),
+        num_envs,
+        num_threads=num_threads,
+        max_num_frames_per_episode=ATARI_FRAMES_PER_GAME,
+        repeat_action_probability=frames.sticky_action_probability,
+        img_height=frames.size,
+        img_width=frames.size,
+        stack_num=frames.stack,
+        frameskip=frames.skip,
+        noop_max=noop_max,
+        episodic_life=False,
+        life_loss_info=False,
+        reward_clipping=False,
+    )
+
+
+# Environments whose actions are continuous unless asked.
+_DISCRETE_OPTION: dict[str, dict[str, Any]] = {"CarRacing": {"continuous": False}}
+
+
+def gymnasium_vector(game: str, num_envs: int, frames: FrameSettings) -> gymnasium.vector.SyncVectorEnv:
+    """Any Gymnasium environment with images ``[h, w, 3]`` and discrete actions, with the same preprocessing.
+
+    Raises:
+        SettingError: the environment has no images, or its actions are not discrete.
+    """
+    options = _DISCRETE_OPTION.get(game.rpartition("-v")[0].rpartition("/")[2], {})
+
+    def make() -> gymnasium.Env:
+        env = gymnasium.make(game, **options)
+        if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+            raise SettingError(f"data.game: {game} has actions {env.action_space}; a2d needs discrete ones.")
+        shape = env.observation_space.shape
+        if shape is None or len(shape) != 3 or shape[-1] != 3:
+            raise SettingError(f"data.game: {game} observes {env.observation_space}; a2d needs images [h, w, 3].")
+        if frames.skip > 1:
+            env = gymnasium.wrappers.MaxAndSkipObservation(env, skip=frames.skip)
+        env = gymnasium.wrappers.GrayscaleObservation(env)
+        env = gymnasium.wrappers.ResizeObservation(env, (frames.size, frames.size))
+        return gymnasium.wrappers.FrameStackObservation(env, frames.stack)
+
+    makers: list[Callable[[], gymnasium.Env]] = [make] * num_envs
+    return gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict]:
+    options = {"reset_mask": mask}
+    if isinstance(vector, AtariVectorEnv):
+        # ale-py asks for the seeds of the masked environments only, and for a full reset without a mask at first
+        return vector.reset(seed=seeds[mask]) if mask.all() else vector.reset(seed=seeds[mask], options=options)
+    return vector.reset(seed=[int(s) for s in seeds], options=options)

@@ -1,0 +1,329 @@
+"""What the three stages share: acting and updating on one rollout, Eq. 8, the clock, evaluation, checkpoints."""
+
+from abc import abstractmethod
+from collections import deque
+from statistics import fmean
+from typing import Any, cast
+
+import lightning as L
+import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDict
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics import CatMetric
+
+from a2d_lightning import losses
+from a2d_lightning.advantages import AdvantageEstimator, TDError
+from a2d_lightning.algorithms import A2C, Algorithm, Minibatch, joint_forward
+from a2d_lightning.distillation import DistillationMode, distillation_terms, trains_critic
+from a2d_lightning.envs import GameEnv
+from a2d_lightning.errors import NonFiniteError, SettingError
+from a2d_lightning.evaluation import confidence_interval, play_games
+from a2d_lightning.macs import count_macs
+from a2d_lightning.networks import ActorCritic, count_parameters
+from a2d_lightning.policy import ActionChoice, choose
+from a2d_lightning.schedules import PiecewiseLinear
+from a2d_lightning.search_space import FrameShape
+from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
+
+RECENT_GAMES = 100
+
+
+def rmsprop(params: Any) -> Optimizer:
+    """RMSProp at the paper's 1e-3, with A2C's smoothing 0.99 and eps 1e-5: with DQN's eps of 0.01 and gradients clipped
+    to norm 0.5, eps would outweigh nearly every weight's gradient and the update would be plain SGD."""
+    return torch.optim.RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5)
+
+
+class ActorCriticModule(L.LightningModule):
+    """Actor-critic learning with distillation, on rollouts that its own agent collected.
+
+    Args:
+        game: canonical name, from the data.
+        frame_shape: (stack, height, width), from the data.
+        num_actions: from the data.
+        total_env_steps: the run's budget over all ranks, from the data; schedules end there.
+        algorithm: A2C (paper) or PPO.
+        advantage: TDError (paper), NStep or GAE.
+        gamma: discount.
+        optimizer: of the weights.
+        learning_rate_schedule: factor of the optimizer's rate over the budget; constant if absent.
+        gradient_clip_norm: norm to which the weights' gradient is clipped.
+        value_coefficient: weight of Eq. 5.
+        entropy_coefficient: alpha_1.
+        distillation: Table 2's mode.
+        teacher: bundled name, .safetensors or .ckpt; needed unless ``distillation`` is none.
+        actor_distillation_coefficient: alpha_2.
+        critic_distillation_coefficient: alpha_3.
+        evaluation_actions: sampled (as trained) or greedy, in evaluations and tests.
+    """
+
+    agent: ActorCritic
+    """Acts and is updated; set by the subclass."""
+
+    def __init__(
+        self,
+        game: str,
+        frame_shape: FrameShape,
+        num_actions: int,
+        total_env_steps: int,
+        algorithm: Algorithm = A2C(),  # noqa: B008 (no state)
+        advantage: AdvantageEstimator = TDError(),  # noqa: B008 (no state)
+        gamma: ClosedUnitInterval = 0.99,
+        optimizer: OptimizerCallable = rmsprop,
+        learning_rate_schedule: PiecewiseLinear | None = None,
+        gradient_clip_norm: PositiveFloat = 0.5,
+        value_coefficient: NonNegativeFloat = 1.0,
+        entropy_coefficient: NonNegativeFloat = 1e-2,
+        distillation: DistillationMode = "none",
+        teacher: str | None = None,
+        actor_distillation_coefficient: NonNegativeFloat = 1e-1,
+        critic_distillation_coefficient: NonNegativeFloat = 1e-3,
+        evaluation_actions: ActionChoice = "sampled",
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.game = game
+        self.frame_shape = frame_shape
+        self.num_actions = num_actions
+        self.total_env_steps = total_env_steps
+        self.algorithm = algorithm
+        self.advantage = advantage
+        self.gamma = gamma
+        self.optimizer = optimizer
+        self.learning_rate_schedule = learning_rate_schedule
+        self.gradient_clip_norm = gradient_clip_norm
+        self.coefficients = {
+            "policy": 1.0,
+            "value": value_coefficient,
+            "entropy": entropy_coefficient,
+            "actor_distillation": actor_distillation_coefficient,
+            "critic_distillation": critic_distillation_coefficient,
+        }
+        self.distillation = distillation
+        self.teacher_name = teacher
+        self.evaluation_actions: ActionChoice = evaluation_actions
+        if distillation != "none" and teacher is None:
+            raise SettingError(
+                f"model.teacher: distillation {distillation!r} needs a teacher; name one, or set "
+                "--model.distillation none."
+            )
+        self.env_steps = 0
+        # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
+        self._teacher: tuple[FrozenTeacher, ...] = ()
+        # of this rank's games: ranks end games at different times, so a sum over them would wait for ever
+        self.recent_game_scores: deque[float] = deque(maxlen=RECENT_GAMES)
+        self.game_scores = CatMetric()
+
+    # --- set-up ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def card(self) -> AgentCard:
+        """What the agent is, for checkpoints and exports."""
+
+    def setup(self, stage: str) -> None:
+        """Loads the teacher; only training needs it."""
+        if stage == "fit" and self.distillation != "none":
+            teacher = load_teacher(str(self.teacher_name), self.game, self.frame_shape, self.num_actions)
+            self._teacher = (teacher,)
+
+    def on_fit_start(self) -> None:
+        """Moves the teacher to the agent's device."""
+        for teacher in self._teacher:
+            teacher.to(self.device)
+
+    def weights(self) -> list[torch.nn.Parameter]:
+        """theta: the parameters that the weights' optimizer updates and whose gradient is clipped."""
+        return list(self.agent.parameters())
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """The weights' optimizer."""
+        optimizer = self.optimizer(self.weights())
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+        return [optimizer]
+
+    # --- learning -------------------------------------------------------------------------------------------------
+
+    def training_step(self, rollout: TensorDict, batch_idx: int) -> None:
+        """Updates on one rollout ``[num_envs, T]`` that the agent has just collected."""
+        teacher_logits, teacher_value, teacher_next_value = self._ask_teacher(rollout)
+
+        def estimate(value: Tensor, next_value: Tensor) -> tuple[Tensor, Tensor]:
+            if not trains_critic(self.distillation):
+                value, next_value = teacher_value, teacher_next_value
+            after = rollout["next"]
+            return self.advantage(self.gamma, value, next_value, after["reward"], after["done"], after["terminated"])
+
+        self._set_learning_rate()
+        metrics: dict[str, Tensor] = {}
+        for update, batch in enumerate(self.algorithm.minibatches(self.agent, rollout, estimate)):
+            if update == 0:
+                metrics |= _agreement(batch)
+            terms = self.loss_terms(batch)
+            if self.distillation != "none":
+                terms |= distillation_terms(
+                    self.distillation,
+                    batch,
+                    teacher_logits.flatten(0, 1)[batch.rows],
+                    teacher_value.flatten()[batch.rows],
+                )
+            metrics |= {f"loss/{name}": term.detach() for name, term in terms.items()}
+            metrics |= self.update(terms)
+        self._count(rollout)
+        self._log_training(metrics)
+
+    def loss_terms(self, batch: Minibatch) -> dict[str, Tensor]:
+        """The named terms of L_policy + L_value + alpha_1 L_entropy."""
+        terms = {"policy": self.algorithm.policy_loss(batch), "entropy": losses.entropy_loss(batch.logits)}
+        if trains_critic(self.distillation):
+            terms["value"] = losses.value_loss(batch.value, batch.value_target)
+        return terms
+
+    def update(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of the weights on Eq. 8; returns what is worth logging."""
+        total = losses.total_loss(terms, self.coefficients)
+        self._check_finite(terms)
+        optimizer = cast(LightningOptimizer, self.optimizers(use_pl_optimizer=True))
+        optimizer.zero_grad()
+        self.manual_backward(total)
+        norm = self.clip_weights_gradient()
+        optimizer.step()
+        return {"loss/total": total.detach(), "gradient/weights_norm": norm}
+
+    def clip_weights_gradient(self) -> Tensor:
+        """Clips theta's gradient to ``gradient_clip_norm`` and returns the norm it had."""
+        return torch.nn.utils.clip_grad_norm_(self.weights(), self.gradient_clip_norm)
+
+    def _ask_teacher(self, rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        if not self._teacher:
+            nothing = torch.empty(0)
+            return nothing, nothing, nothing
+        (teacher,) = self._teacher
+        if not trains_critic(self.distillation):
+            return joint_forward(teacher, rollout)
+        logits, value = teacher(rollout["pixels"].flatten(0, 1))
+        return logits.unflatten(0, rollout.shape), value.unflatten(0, rollout.shape), torch.empty(0)
+
+    def _set_learning_rate(self) -> None:
+        if self.learning_rate_schedule is None:
+            return
+        factor = self.learning_rate_schedule(self.env_steps / self.total_env_steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def _check_finite(self, terms: dict[str, Tensor]) -> None:
+        if torch.isfinite(torch.stack([term.detach() for term in terms.values()])).all():
+            return
+        wrong = {name: float(term) for name, term in terms.items() if not torch.isfinite(term)}
+        raise NonFiniteError(
+            f"loss term {', '.join(f'{name} is {value}' for name, value in wrong.items())} at environment step "
+            f"{self.env_steps:,} (rank {self.global_rank}); the last checkpoint is kept, lower the learning rate and "
+            "resume with --ckpt_path last."
+        )
+
+    def _count(self, rollout: TensorDict) -> None:
+        self.env_steps += rollout.numel() * self.trainer.world_size
+        self.recent_game_scores.extend(rollout["next", "game_score"][rollout["next", "game_over"]].tolist())
+
+    def _log_training(self, metrics: dict[str, Tensor]) -> None:
+        metrics["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        if self.recent_game_scores:
+            metrics["train/recent_game_score"] = torch.tensor(fmean(self.recent_game_scores))
+        # float64: float32 rounds large counts
+        self.log("step", torch.tensor(self.env_steps, dtype=torch.float64))
+        self.log_dict(metrics)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def act(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Actions int64 ``[B]`` of evaluated games, for pixels uint8 ``[B, stack, h, w]``."""
+        logits, _ = self.agent(pixels.to(self.device))
+        return choose(logits, self.evaluation_actions, generator)
+
+    def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
+        """Plays one full game for each seed."""
+        data: Any = cast(Any, self.trainer).datamodule
+        env: GameEnv = data.make_env(len(game_seeds), seed=0)
+        # seeded by the games, so that the score of one set of weights is one number
+        generator = torch.Generator(self.device).manual_seed(int(game_seeds[0]))
+        try:
+            scores = play_games(env, lambda pixels: self.act(pixels, generator), game_seeds.cpu())
+        finally:
+            env.close()
+        self.game_scores.update(scores.to(self.device))
+
+    def test_step(self, game_seeds: Tensor, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(game_seeds, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean score over all ranks' games."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the mean score over all ranks' games, and what the agent costs."""
+        self._log_scores("test")
+        self.log_dict({"test/macs": float(self.macs()), "test/parameters": float(count_parameters(self.agent))})
+
+    def _log_scores(self, stage: str) -> None:
+        scores = cast(Tensor, self.game_scores.compute()).flatten()
+        self.game_scores.reset()
+        low, high = confidence_interval(scores)
+        self.log("step", torch.tensor(self.env_steps, dtype=torch.float64))
+        self.log(f"{stage}/score", scores.mean(), prog_bar=True)
+        self.log_dict(
+            {
+                f"{stage}/score_low95": torch.tensor(low),
+                f"{stage}/score_high95": torch.tensor(high),
+                f"{stage}/score_min": scores.min(),
+                f"{stage}/score_max": scores.max(),
+                f"{stage}/games": torch.tensor(float(scores.numel())),
+            }
+        )
+
+    def macs(self) -> int:
+        """Multiply-accumulates of the backbone for one observation, heads left out."""
+        return count_macs(self.agent.backbone, torch.Size(self.frame_shape))
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the clock and the agent's card: plain values, for ``weights_only`` loading."""
+        checkpoint["env_steps"] = self.env_steps
+        checkpoint["agent_card"] = self.card().to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the clock.
+
+        Raises:
+            SettingError: the checkpoint is of another game or network.
+        """
+        if "env_steps" not in checkpoint or "agent_card" not in checkpoint:
+            raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning.")
+        saved = AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path")
+        mine = self.card()
+        for name in ("game", "network", "frame_shape", "num_actions"):
+            if getattr(saved, name) != getattr(mine, name):
+                raise SettingError(
+                    f"ckpt_path: the checkpoint's {name} is {getattr(saved, name)}, the settings say "
+                    f"{getattr(mine, name)}; give the config it was trained with."
+                )
+        self.env_steps = checkpoint["env_steps"]
+
+
+def _agreement(batch: Minibatch) -> dict[str, Tensor]:
+    """How well the policy that acted and the one that is updated agree, before the update, and the critic's fit."""
+    with torch.no_grad():
+        log_ratio = losses.log_prob(batch.logits, batch.action) - batch.log_prob_acted
+        residual = batch.value_target - batch.value
+        spread = batch.value_target.var(correction=0)
+        return {
+            # the k3 estimator (Schulman): unbiased and never negative
+            "policy/kl_acted_updated": (log_ratio.exp() - 1 - log_ratio).mean(),
+            "policy/entropy": -losses.entropy_loss(batch.logits),
+            "value/explained_variance": 1 - residual.var(correction=0) / (spread + 1e-8),
+        }

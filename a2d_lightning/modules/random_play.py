@@ -1,0 +1,28 @@
+"""Uniformly random actions: the score that every agent is measured against."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.networks import ActorCritic
+from a2d_lightning.teachers import AgentCard
+
+
+class RandomModule(ActorCriticModule):
+    """Plays at random; for ``test``, without a checkpoint."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # a backbone without weights; the heads are never asked
+        backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.agent = ActorCritic(backbone, self.frame_shape, self.num_actions).requires_grad_(False)
+
+    def act(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform actions int64 ``[B]``."""
+        return torch.randint(self.num_actions, (len(pixels),), generator=generator, device=generator.device)
+
+    def card(self) -> AgentCard:
+        """See the base class."""
+        return AgentCard(self.game, "random", self.frame_shape, self.num_actions, 0)

@@ -1,0 +1,25 @@
+"""Stage 1: a hand-made network learns a game, by itself or from a teacher that has."""
+
+from typing import Any
+
+from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.networks import ActorCritic, initialize, make_backbone
+from a2d_lightning.teachers import AgentCard
+
+
+class TeacherModule(ActorCriticModule):
+    """Trains a hand-made backbone with two heads.
+
+    Args:
+        network: vanilla, resnet14, resnet20 (the paper's teacher), resnet38, resnet74 or four_conv.
+    """
+
+    def __init__(self, network: str = "resnet20", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        backbone = make_backbone(network, self.frame_shape)
+        self.agent = initialize(ActorCritic(backbone, self.frame_shape, self.num_actions))
+
+    def card(self) -> AgentCard:
+        """See the base class."""
+        return AgentCard(self.game, self.network, self.frame_shape, self.num_actions, self.env_steps)

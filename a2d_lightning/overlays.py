@@ -1,0 +1,78 @@
+"""Overlays that fit every stage: one file whose ``per_model`` part holds what only some of the modules take.
+
+LightningCLI merges ``--config A --config B`` and refuses a key that the chosen model lacks, so a file such as
+``laptop.yaml`` could not shrink the supernet *and* serve the teacher. Here the part under the model's name is merged
+over the rest of its file before LightningCLI sees it.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from a2d_lightning.errors import SettingError
+
+PER_MODEL = "per_model"
+
+
+def expand_overlays(args: list[str]) -> list[str]:
+    """Command line arguments with each overlay replaced by its content for the model that the arguments choose.
+
+    Raises:
+        SettingError: a config file is missing, not YAML, or its ``per_model`` is no mapping.
+    """
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else (arg,))]
+    places = [i for i, arg in enumerate(args) if arg in ("--config", "-c") and i + 1 < len(args)]
+    contents = {i: _read(args[i + 1]) for i in places}
+    model = _model_name(args, list(contents.values()))
+    for i, content in contents.items():
+        if PER_MODEL in content:
+            args[i + 1] = json.dumps(_for_model(content, model, args[i + 1]))
+    return args
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise SettingError(
+            f"--config: {path!r} cannot be read ({error.strerror}); the stages lie in configs/."
+        ) from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise SettingError(f"--config: {path!r} is not YAML: {where}") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"--config: {path!r} holds no settings.")
+    return content
+
+
+def _model_name(args: list[str], contents: list[dict[str, Any]]) -> str:
+    name = ""
+    for content in contents:
+        model = content.get("model")
+        if isinstance(model, dict):
+            name = str(model.get("class_path", name))
+    for i, arg in enumerate(args):
+        if arg == "--model" and i + 1 < len(args):
+            name = args[i + 1]
+        elif arg.startswith("--model="):
+            name = arg.removeprefix("--model=")
+    return name.rsplit(".", 1)[-1]
+
+
+def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]:
+    common = {key: value for key, value in content.items() if key != PER_MODEL}
+    parts = content[PER_MODEL]
+    if not isinstance(parts, dict):
+        raise SettingError(f"--config: {path!r}: {PER_MODEL} must map names of modules to settings, not {parts!r}.")
+    return _merged(common, parts.get(model) or {})
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

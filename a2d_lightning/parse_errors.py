@@ -1,0 +1,40 @@
+"""jsonargparse's report of a wrong setting, which lists every try over many lines, as the one line that matters."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+
+def one_line(message: str, known_settings: Sequence[str]) -> str:
+    """The innermost reason of ``message``, with near matches for a key that does not exist.
+
+    Args:
+        message: of an error; one that is a single line already is only looked at for unknown keys.
+        known_settings: dotted names (``data.game``) to suggest from.
+    """
+    text = " ".join(message.split())
+    unrecognized = re.search(r"[Uu]nrecognized arguments: --?(\S+?)(?:[= ].*)?$", text)
+    if unrecognized:
+        return _unknown(unrecognized[1], known_settings)
+    key = re.search(r"(?:Group|Key|Option) '([\w.]+)' (?:does not exist|is not (?:accepted|expected))", text)
+    outer = re.search(r'Parser key "(\w+)"', text)
+    if key:
+        name = key[1] if "." in key[1] or not outer else f"{outer[1]}.{key[1]}"
+        return _unknown(name, known_settings)
+    if "Parser key" not in text:
+        return text
+    # 'Parser key "model": ... Parser key "distillation": Expected a Literal[...]. Got value: foo - Expected ...'
+    keys = re.findall(r'Parser key "([\w.]+)"', text)
+    reason = text.rsplit(f'Parser key "{keys[-1]}":', 1)[-1] if keys else text
+    reason = re.sub(r"Does not validate against any of the Union subtypes.*?Errors:", "", reason)
+    reason = re.split(r" - Expected a <class 'NoneType'>| Given value type:", reason)[0].strip(" -")
+    value = re.search(r"Given value: (?:NestedArg\(key='[\w.]+', val=)?'?([^')]*)", text)
+    given = f" (given: {value[1]})" if value and "Got value" not in reason and value[1] not in reason else ""
+    return f"{'.'.join(keys)}: {reason}{given}"
+
+
+def _unknown(name: str, known_settings: Sequence[str]) -> str:
+    name = name.replace(".init_args", "")
+    near = difflib.get_close_matches(name, known_settings, n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`python -m a2d_lightning fit --help` lists the settings."
+    return f"{name}: there is no such setting; {hint}"

@@ -1,0 +1,197 @@
+"""Teachers as files: safetensors weights beside a JSON card, or any checkpoint of a training run.
+
+Nothing here runs code from a file: safetensors holds tensors only, checkpoints load with ``weights_only``.
+"""
+
+import json
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from a2d_lightning.errors import SettingError
+from a2d_lightning.networks import ActorCritic, build_backbone
+from a2d_lightning.search_space import Architecture, FrameShape
+
+BUNDLED = Path(__file__).parent / "bundled_teachers"
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class AgentCard:
+    """What a file of agent weights is: enough to rebuild the network and to know whom it can teach."""
+
+    game: str
+    network: str
+    """A hand-made backbone's name, or ``derived``."""
+    frame_shape: FrameShape
+    num_actions: int
+    env_steps: int
+    architecture: dict[str, Any] | None = None
+    """The derived network, where ``network`` is ``derived``."""
+
+    @staticmethod
+    def from_dict(content: dict[str, Any], source: str) -> "AgentCard":
+        """Checks types and presence of every field.
+
+        Raises:
+            SettingError: something is missing or of another type.
+        """
+        expected = {"game": str, "network": str, "frame_shape": list, "num_actions": int, "env_steps": int}
+        for name, kind in expected.items():
+            if not isinstance(content.get(name), kind):
+                raise SettingError(f"{source}: the card's {name!r} is {content.get(name)!r}, not a {kind.__name__}.")
+        shape = content["frame_shape"]
+        if len(shape) != 3 or not all(isinstance(x, int) and x > 0 for x in shape):
+            raise SettingError(f"{source}: the card's 'frame_shape' is {shape!r}; it must be [stack, height, width].")
+        return AgentCard(
+            game=content["game"],
+            network=content["network"],
+            frame_shape=(shape[0], shape[1], shape[2]),
+            num_actions=content["num_actions"],
+            env_steps=content["env_steps"],
+            architecture=content.get("architecture"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return {**asdict(self), "frame_shape": list(self.frame_shape)}
+
+    def build(self) -> ActorCritic:
+        """The network, with fresh weights."""
+        architecture = Architecture.from_dict(self.architecture, "card") if self.architecture else None
+        backbone = build_backbone(self.network, architecture, self.frame_shape)
+        return ActorCritic(backbone, self.frame_shape, self.num_actions)
+
+
+class FrozenTeacher(nn.Module):
+    """A trained agent that only answers: evaluation mode, no gradients, frames fitted to what it was trained on.
+
+    Args:
+        agent: the teacher.
+        frame_shape: of the frames that it will be shown; see :func:`check_teacher`.
+    """
+
+    def __init__(self, agent: ActorCritic, frame_shape: FrameShape) -> None:
+        super().__init__()
+        self.agent = agent.eval().requires_grad_(False)
+        self.pooling = frame_shape[1] // agent.frame_shape[1]
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 ``[B, stack, h, w]`` to the teacher's logits ``[B, actions]`` and values ``[B]``."""
+        if self.pooling > 1:
+            # the emulator's frames are area-averaged, and the mean of k x k such pixels is the k times smaller frame
+            pixels = F.avg_pool2d(pixels.float(), self.pooling).round()
+        return self.agent(pixels)
+
+    def train(self, mode: bool = True) -> "FrozenTeacher":
+        """Stays in evaluation mode whatever its owner does."""
+        return super().train(False)
+
+
+def bundled_teachers() -> dict[str, Path]:
+    """Teachers that come with the package, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
+
+
+def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> FrozenTeacher:
+    """A teacher for ``game`` by bundled name, ``.safetensors`` path (its card beside it) or ``.ckpt`` path.
+
+    Raises:
+        SettingError: no such teacher, or one that cannot teach this game on these frames.
+    """
+    path = bundled_teachers().get(teacher) or Path(teacher)
+    if not path.is_file():
+        names = ", ".join(bundled_teachers()) or "none"
+        raise SettingError(
+            f"model.teacher: {teacher!r} is no file and no bundled teacher (bundled: {names}); train one with "
+            f"`python -m a2d_lightning fit --config configs/teacher.yaml --data.game {game}` and name its checkpoint."
+        )
+    card, weights = read_agent(path)
+    check_teacher(card, teacher, game, frame_shape, num_actions)
+    agent = card.build()
+    load_weights(agent, weights, str(path))
+    return FrozenTeacher(agent, frame_shape)
+
+
+def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> None:
+    """Whether a teacher can teach: same game, actions and stack, frames a whole number of times its own size.
+
+    Raises:
+        SettingError: it cannot.
+    """
+    if card.game != game:
+        raise SettingError(
+            f"model.teacher: {teacher!r} plays {card.game}, not {game}; train one with `python -m a2d_lightning fit "
+            f"--config configs/teacher.yaml --data.game {game}` and name its checkpoint."
+        )
+    if card.num_actions != num_actions:
+        raise SettingError(f"model.teacher: {teacher!r} has {card.num_actions} actions, data.game has {num_actions}.")
+    stack, height, width = card.frame_shape
+    fits = frame_shape[0] == stack and frame_shape[1] % height == 0 and frame_shape[2] % width == 0
+    if not fits or frame_shape[1] // height != frame_shape[2] // width:
+        raise SettingError(
+            f"model.teacher: {teacher!r} sees {stack} frames of {height}x{width} and cannot be fed "
+            f"{frame_shape[0]} of {frame_shape[1]}x{frame_shape[2]}; data.frames.size must be a multiple of {height} "
+            f"and data.frames.stack {stack}."
+        )
+
+
+def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
+    """Card and weights of a ``.safetensors`` file (card: ``.json`` beside it) or of a training checkpoint.
+
+    Raises:
+        SettingError: the file is broken, not an agent's, or its card is missing.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+            content = json.loads(path.with_suffix(".json").read_text())
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            content = checkpoint.get("agent_card")
+            weights = {
+                name.removeprefix("agent."): tensor
+                for name, tensor in checkpoint.get("state_dict", {}).items()
+                if name.startswith("agent.")
+            }
+    except FileNotFoundError as error:
+        raise SettingError(f"{path}: its card {path.with_suffix('.json').name} is missing beside it.") from error
+    except (SafetensorError, json.JSONDecodeError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise SettingError(f"{path}: not a readable agent file ({type(error).__name__}); export it again.") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"{path}: holds no agent card; it was not written by a2d_lightning.")
+    return AgentCard.from_dict(content, str(path)), weights
+
+
+def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) -> None:
+    """Copies ``weights`` into ``agent``.
+
+    Raises:
+        SettingError: names or shapes differ.
+    """
+    try:
+        agent.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SettingError(f"{source}: the weights do not fit the network that the card names.") from error
+
+
+def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
+    """Writes ``path`` (.safetensors) and the card beside it (.json); ``card`` holds an :class:`AgentCard` and more.
+
+    Raises:
+        SettingError: the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in agent.state_dict().items()}, path)
+        path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be written ({error.strerror}); choose another --output.") from error

@@ -1,0 +1,8 @@
+"""Callbacks for the three stages, chosen by class_path in YAML. All count time in environment steps."""
+
+from callbacks.architecture_checkpoint import ArchitectureCheckpoint
+from callbacks.flops_logging import FLOPsLogging
+from callbacks.progress import EnvStepsProgress
+from callbacks.temperature_annealing import TemperatureAnnealing
+
+__all__ = ["ArchitectureCheckpoint", "EnvStepsProgress", "FLOPsLogging", "TemperatureAnnealing"]

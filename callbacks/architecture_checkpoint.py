@@ -1,0 +1,57 @@
+"""Architectures as JSON files while a search runs."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks.search_only import search_module
+
+
+class ArchitectureCheckpoint(L.Callback):
+    """Derives the architecture and writes it into ``run_dir/architectures``.
+
+    ``last.json`` and ``step-<env_steps>.json`` at every evaluation, ``last.json`` at the end and when a run is
+    interrupted, ``best.json`` when the supernet's score is the best so far. One rank writes.
+    """
+
+    def __init__(self) -> None:
+        self.best_score = float("-inf")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses other stages than the search."""
+        search_module(self, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes what the search would give now, as the best if the supernet has never scored so high."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._write(trainer, pl_module, f"step-{search_module(self, pl_module).env_steps:012d}")
+        self._write(trainer, pl_module, "last")
+        score = float(trainer.callback_metrics["val/score"])
+        if score > self.best_score:
+            self.best_score = score
+            self._write(trainer, pl_module, "best")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes ``last.json`` at the end."""
+        self._write(trainer, pl_module, "last")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Writes ``last.json`` on Ctrl-C, SIGTERM and errors."""
+        self._write(trainer, pl_module, "last")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score, for a resumed run."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score."""
+        self.best_score = state_dict["best_score"]
+
+    @rank_zero_only
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        folder = Path(trainer.default_root_dir) / "architectures"
+        search_module(self, pl_module).derive().save(folder / f"{name}.json")

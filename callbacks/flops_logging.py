@@ -1,0 +1,48 @@
+"""What the search's networks would cost, and how decided alpha is, as curves."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from a2d_lightning.supernet import Supernet
+from callbacks.search_only import search_module
+
+
+class FLOPsLogging(L.Callback):
+    """Logs expected and argmax MACs, the argmax network's parameters, each cell's entropy and margin, and the skips.
+
+    A cell's entropy is that of its alpha in nats (log 9 = 2.197 when undecided); its margin the difference of its two
+    highest alpha logits. A number of skips that grows towards all cells is the known collapse of differentiable search.
+
+    They are computed as often as the trainer writes its logs (``log_every_n_steps``).
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses other stages than the search."""
+        search_module(self, pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Logs at the interval."""
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+            pl_module.log_dict(search_metrics(search_module(self, pl_module).supernet))
+
+
+@torch.no_grad()
+def search_metrics(supernet: Supernet) -> dict[str, Tensor | float]:
+    """The logged values by name."""
+    log_alpha = supernet.log_alpha()  # [cells, operators]
+    entropy = -(log_alpha.exp() * log_alpha).sum(-1)  # [cells]
+    best = log_alpha.topk(2, dim=-1).values
+    margin = best[:, 0] - best[:, 1]  # [cells]
+    architecture = supernet.derive()
+    return {
+        "search/expected_macs": supernet.expected_macs(),
+        "search/argmax_macs": float(architecture.macs),
+        "search/argmax_parameters": float(architecture.parameters),
+        "search/skips": float(sum(name == "skip" for name in architecture.operators)),
+        "search/margin_mean": margin.mean(),
+        **{f"search/entropy_cell{i:02d}": value for i, value in enumerate(entropy)},
+        **{f"search/margin_cell{i:02d}": value for i, value in enumerate(margin)},
+    }

@@ -1,0 +1,140 @@
+"""Progress in environment steps: a live line on a terminal, a line now and then in a log file."""
+
+import sys
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+_SHOWN = {
+    "train/recent_game_score": "recent score {:.1f}",
+    "val/score": "score {:.1f}",
+    "loss/policy": "policy {:.3f}",
+    "loss/value": "value {:.3f}",
+    "policy/entropy": "entropy {:.2f}",
+    "loss/actor_distillation": "KL to teacher {:.3f}",
+    "search/tau": "tau {:.2f}",
+    "search/expected_macs": "expected MACs {:,.0f}",
+}
+
+
+class EnvStepsProgress(ProgressBar):
+    """Environment steps done and to go, steps/s, time left, scores, loss terms; tau and expected MACs in a search.
+
+    Args:
+        log_every_seconds: how often a line is printed where the output is no terminal.
+    """
+
+    def __init__(self, log_every_seconds: float = 30.0) -> None:
+        super().__init__()
+        self.log_every_seconds = log_every_seconds
+        self._enabled = True
+        self._live: Live | None = None
+        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._shown_at = 0.0
+        self._started_at = 0.0
+        self._started_env_steps = 0
+        self._seconds_evaluating = 0.0
+        self._evaluation_started_at = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls this on all ranks but one."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Shows progress again."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock of this session."""
+        self._started_at = time.monotonic()
+        self._started_env_steps = _env_steps(pl_module)
+        self._seconds_evaluating = 0.0
+        if self._enabled and sys.stderr.isatty():
+            self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Shows where the run stands."""
+        interval = 0.25 if self._live is not None else self.log_every_seconds
+        if self._enabled and time.monotonic() - self._shown_at >= interval:
+            self._show(self.line(trainer, pl_module))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says that games are being played."""
+        self._evaluation_started_at = time.monotonic()
+        if self._enabled and self._live is not None:
+            self._show(f"{_env_steps(pl_module):,} environment steps | playing {_games(trainer)} full games ...")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Prints the score."""
+        self._seconds_evaluating += time.monotonic() - self._evaluation_started_at
+        metrics = trainer.callback_metrics
+        if self._enabled and "val/score" in metrics:
+            self._console.print(
+                f"{_env_steps(pl_module):,} environment steps | score of {float(metrics['val/games']):.0f} full games "
+                f"{float(metrics['val/score']):.2f} (95 % interval {float(metrics['val/score_low95']):.2f} to "
+                f"{float(metrics['val/score_high95']):.2f}) in {time.monotonic() - self._evaluation_started_at:.0f} s"
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last state stays on the screen."""
+        if self._enabled:
+            self._show(self.line(trainer, pl_module))
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Gives the terminal back."""
+        self._stop()
+
+    def line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
+        """Where the run stands, on one line."""
+        env_steps, total = _env_steps(pl_module), _total_env_steps(trainer)
+        seconds = max(time.monotonic() - self._started_at, 1e-9)
+        done = env_steps - self._started_env_steps
+        rate = done / max(seconds - self._seconds_evaluating, 1e-9)
+        left = (total - env_steps) * seconds / max(done, 1)
+        parts = [
+            f"{env_steps:,} of {total:,} environment steps ({env_steps / total:.0%})",
+            f"{rate:,.0f} steps/s",
+            f"{_clock(seconds)} gone, {_clock(left)} left",
+        ]
+        metrics = trainer.callback_metrics
+        parts += [form.format(float(metrics[name])) for name, form in _SHOWN.items() if name in metrics]
+        return " | ".join(parts)
+
+    def _show(self, line: str) -> None:
+        self._shown_at = time.monotonic()
+        if self._live is not None:
+            self._live.update(Text(line))
+        else:
+            self._console.print(line)
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _env_steps(module: L.LightningModule) -> int:
+    return int(getattr(module, "env_steps", 0))
+
+
+def _total_env_steps(trainer: L.Trainer) -> int:
+    data: Any = getattr(trainer, "datamodule", None)
+    return int(data.num_epochs * data.rollouts_per_epoch * data.env_steps_per_rollout) if data is not None else 0
+
+
+def _games(trainer: L.Trainer) -> int:
+    data: Any = getattr(trainer, "datamodule", None)
+    return int(data.evaluation_games) if data is not None else 0
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

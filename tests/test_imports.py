@@ -1,0 +1,116 @@
+"""Who may import whom. A reader finds each equation in one place because these arrows hold."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
+LEAVES = {"errors", "games", "macs"}
+
+
+def imported_names(source: str, package: str) -> set[str]:
+    """Absolute dotted names of everything that ``source``, a module directly in ``package``, imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Our modules by their name within the package: ``losses``, ``modules.search``; a package by its own name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@functools.cache
+def ours(name: str) -> set[str]:
+    """Our modules that module ``name`` imports; ``a2d_lightning.losses.policy_loss`` is an import of ``losses``."""
+    path = modules()[name]
+    package = ".".join(["a2d_lightning", *path.relative_to(PACKAGE).parent.parts])
+    found = set()
+    for imported in imported_names(path.read_text(), package):
+        parts = imported.split(".")
+        if parts[0] == "a2d_lightning":
+            # the longest prefix that is a module; the package itself if none is
+            found.add(next((m for i in range(len(parts), 1, -1) if (m := ".".join(parts[1:i])) in modules()), ""))
+    return found - {name}
+
+
+def reached_from(name: str) -> set[str]:
+    """Our modules that are loaded by importing ``name``, itself left out."""
+    reached: set[str] = set()
+    waiting = [name]
+    while waiting:
+        new = ours(waiting.pop()) - reached
+        reached |= new
+        waiting += new
+    return reached - {name}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("import torch, callbacks.flops as f", {"torch", "callbacks.flops"}),
+        ("from a2d_lightning import losses", {"a2d_lightning.losses"}),
+        ("def f():\n    from a2d_lightning.envs import make_env", {"a2d_lightning.envs.make_env"}),
+        ("if TYPE_CHECKING:\n    from . import data", {"a2d_lightning.modules.data"}),
+        ("from .. import data", {"a2d_lightning.data"}),
+        ("from ..data import Rollouts", {"a2d_lightning.data.Rollouts"}),
+    ],
+)
+def test_every_way_to_import_is_seen(source: str, names: set[str]) -> None:
+    assert imported_names(source, "a2d_lightning.modules") == names
+
+
+def test_the_house_is_where_it_is_looked_for() -> None:
+    assert {"", "__main__", "cli", "data", "losses", "modules", "modules.actor_critic"} <= modules().keys()
+    assert "losses" in ours("modules.actor_critic")
+    assert "data" in ours("cli")
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("errors", set()),
+        ("games", LEAVES),
+        ("macs", LEAVES),
+        ("losses", LEAVES),
+        ("search_space", LEAVES),
+        ("envs", LEAVES),
+        ("networks", LEAVES | {"search_space"}),
+        ("data", LEAVES | {"envs", "policy"}),
+        ("evaluation", LEAVES | {"envs"}),
+    ],
+)
+def test_a_module_imports_only_what_it_may(name: str, allowed: set[str]) -> None:
+    assert ours(name) <= allowed
+
+
+def test_modules_and_data_do_not_reach_each_other() -> None:
+    lightning_modules = {name for name in modules() if name.split(".")[0] == "modules"}
+    assert len(lightning_modules) >= 5
+    for name in lightning_modules:
+        assert "data" not in reached_from(name), name
+    assert not lightning_modules & reached_from("data")
+
+
+def test_nothing_imports_callbacks() -> None:
+    for name, path in modules().items():
+        tops = {imported.split(".")[0] for imported in imported_names(path.read_text(), "a2d_lightning")}
+        assert "callbacks" not in tops, name
+
+
+def test_only_main_imports_the_command_line() -> None:
+    assert {name for name in modules() if "cli" in ours(name)} == {"__main__"}

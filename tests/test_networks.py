@@ -1,0 +1,189 @@
+"""The hand-made backbones against the paper's sizes, and the two-headed agent."""
+
+import pytest
+import torch
+from torch import nn
+
+from a2d_lightning.errors import SettingError
+from a2d_lightning.macs import count_macs
+from a2d_lightning.networks import (
+    BACKBONES,
+    ActorCritic,
+    build_backbone,
+    count_parameters,
+    initialize,
+    make_backbone,
+)
+from a2d_lightning.search_space import Architecture, FrameShape, Plan
+
+FRAME = (4, 84, 84)
+
+
+def make_agent(network: str = "resnet14", num_actions: int = 6, frame: FrameShape = (4, 42, 42)) -> ActorCritic:
+    return ActorCritic(make_backbone(network, frame), frame, num_actions)
+
+
+def random_pixels(*shape: int) -> torch.Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_parameters_are_the_papers() -> None:
+    # Vanilla: 4*32*64+32 + 32*64*16+64 + 64*64*9+64 + 3136*512+512 = 8,224 + 32,832 + 36,928 + 1,606,144
+    # ResNet-20: stem 4*16*9 + 2*16                                          =     608
+    #   group 1: 6 convs 16*16*9, 6 norms 2*16                               =  14,016
+    #   group 2: 16*32*9 + 5 * 32*32*9 + projection 16*32, 7 norms 2*32      =  51,648
+    #   group 3: 32*64*9 + 5 * 64*64*9 + projection 32*64, 7 norms 2*64      = 205,696
+    #   FC: 64*256 + 256                                                     =  16,640
+    big, small = (count_parameters(make_backbone(name, FRAME)) for name in ("vanilla", "resnet20"))
+    assert big == 1_684_128
+    assert small == 288_608
+    assert 5.83 <= big / small < 5.84  # the paper prints 5.83x
+
+
+def test_macs_of_resnet20_by_hand() -> None:
+    # 3x3 convolutions at height * width * out * in * 9; a 1x1 projection has no 9. Maps 84 -> 42 -> 21 -> 11.
+    stem = 42 * 42 * 16 * 4 * 9  # 1,016,064
+    group_1 = 6 * 42 * 42 * 16 * 16 * 9  # 24,385,536
+    group_2 = 21 * 21 * (32 * 16 * 9 + 5 * 32 * 32 * 9 + 32 * 16)  # 22,579,200
+    group_3 = 11 * 11 * (64 * 32 * 9 + 5 * 64 * 64 * 9 + 64 * 32)  # 24,780,800
+    fc = 64 * 256  # 16,384
+    assert stem + group_1 + group_2 + group_3 + fc == 72_777_984  # the digest's 72.8 M
+    assert count_macs(make_backbone("resnet20", FRAME), torch.Size(FRAME)) == 72_777_984
+
+
+def test_macs_of_vanilla_by_hand() -> None:
+    # maps 84 -> 20 -> 9 -> 7: 400*32*4*64 + 81*64*32*16 + 49*64*64*9 + 3136*512
+    by_hand = 3_276_800 + 2_654_208 + 1_806_336 + 1_605_632
+    assert count_macs(make_backbone("vanilla", FRAME), torch.Size(FRAME)) == by_hand
+
+
+@pytest.mark.parametrize("depth", [14, 20, 38, 74])
+def test_a_resnet_is_as_deep_as_its_name(depth: int) -> None:
+    # the main path is all its 3x3 convolutions (projections are 1x1) and the FC: 6 n + 1 + 1 layers
+    layers = list(make_backbone(f"resnet{depth}", FRAME).modules())
+    main_path = [m for m in layers if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(main_path) == depth - 1
+    assert sum(isinstance(m, nn.Linear) for m in layers) == 1
+
+
+def test_a_resnet_halves_its_maps_three_times() -> None:
+    backbone = make_backbone("resnet14", FRAME)
+    sizes = []
+    for layer in backbone.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.register_forward_hook(lambda module, args, output: sizes.append(tuple(output.shape[1:])))
+    features = backbone(torch.zeros(2, *FRAME))
+    assert sizes == [(16, 42, 42)] * 5 + [(32, 21, 21)] * 4 + [(64, 11, 11)] * 4
+    assert features.shape == (2, 256)
+
+
+def test_a_residual_block_passes_its_input_on() -> None:
+    # with every norm silenced the blocks of group 1 add nothing, and relu(stem) comes through unchanged
+    backbone = make_backbone("resnet14", FRAME)
+    assert isinstance(backbone, nn.Sequential)
+    stem, blocks = backbone[:3], backbone[3:5]
+    for module in blocks.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.zeros_(module.weight)
+    x = stem(torch.rand(2, *FRAME))
+    assert x.max() > 0
+    assert torch.equal(blocks(x), x)
+
+
+@pytest.mark.parametrize("network", BACKBONES)
+@pytest.mark.parametrize(("size", "num_actions"), [(42, 3), (84, 18)])
+def test_every_network_makes_an_agent(network: str, size: int, num_actions: int) -> None:
+    agent = make_agent(network, num_actions, (4, size, size))
+    logits, value = agent(random_pixels(2, 4, size, size))
+    assert logits.shape == (2, num_actions)
+    assert value.shape == (2,)
+
+
+def test_building_an_agent_leaves_its_norms_fresh_and_in_train_mode() -> None:
+    # it measures its backbone's features by a forward of zeros
+    agent = make_agent()
+    assert all(module.training for module in agent.modules())
+    norms = [m for m in agent.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all((norm.running_var == 1).all() for norm in norms)
+
+
+def test_other_stacks_and_oblong_frames_work() -> None:
+    logits, value = make_agent("vanilla", 5, (1, 50, 60))(random_pixels(3, 1, 50, 60))
+    assert logits.shape == (3, 5)
+    assert value.shape == (3,)
+
+
+def test_an_unknown_network_is_refused_and_the_choices_named() -> None:
+    with pytest.raises(SettingError) as refusal:
+        make_backbone("resnet19", FRAME)
+    assert "'resnet19'" in str(refusal.value)
+    assert all(name in str(refusal.value) for name in BACKBONES)
+    assert "\n" not in str(refusal.value)
+
+
+def test_too_small_frames_are_refused() -> None:
+    # (36 - 8)/4 + 1 = 8, (8 - 4)/2 + 1 = 3, 3 - 3 + 1 = 1: 36 is the least; 35 leaves 2 for a kernel of 3
+    make_backbone("vanilla", (4, 36, 36))
+    with pytest.raises(SettingError, match="35x36"):
+        make_backbone("vanilla", (4, 35, 36))
+
+
+def test_a_derived_backbone_is_built_from_its_architecture() -> None:
+    architecture = Architecture(("skip", "conv_k3"), Plan((1, 1), (4, 8)), (4, 20, 20), macs=0, parameters=0)
+    backbone = build_backbone("derived", architecture, (4, 20, 20))
+    # stem 4*4*9 + 2*4, conv 4*8*9 + 2*8, FC 8*256 + 256
+    assert count_parameters(backbone) == 152 + 304 + 2304
+    with pytest.raises(SettingError):
+        build_backbone("derived", None, (4, 20, 20))
+
+
+def test_the_agent_scales_bytes_to_the_unit_interval() -> None:
+    agent = make_agent().eval()
+    pixels = random_pixels(3, 4, 42, 42)
+    with torch.no_grad():
+        logits, value = agent(pixels)
+        features = agent.backbone(pixels.float() / 255)
+        torch.testing.assert_close(logits, agent.actor(features))
+        torch.testing.assert_close(value, agent.critic(features)[:, 0])
+    assert logits.std(0).max() > 0  # the frames differ, so must what is said of them
+
+
+def test_the_backbone_is_shared_by_both_heads() -> None:
+    agent = make_agent()
+    logits, value = agent(random_pixels(2, 4, 42, 42))
+    shared = list(agent.backbone.parameters())
+    for head in (logits.square().sum(), value.square().sum()):
+        assert all(gradient.norm() > 0 for gradient in torch.autograd.grad(head, shared[:1], retain_graph=True))
+
+
+def test_initial_weights_are_orthogonal_with_gain_root_two_and_biases_zero() -> None:
+    torch.manual_seed(0)
+    agent = initialize(make_agent("vanilla"))
+    layers = [m for m in agent.backbone.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 4
+    for layer in layers:
+        matrix = layer.weight.detach().flatten(1)
+        gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        # sums of up to 3,136 float32 products of size 1: rounding of about 3136 * 6e-8 / sqrt(3136) < 1e-5
+        torch.testing.assert_close(gram, 2 * torch.eye(len(gram)), atol=1e-5, rtol=0)
+    for layer in [*layers, agent.actor, agent.critic]:
+        assert not layer.bias.any()
+
+
+def test_the_first_policy_is_nearly_uniform() -> None:
+    # orthonormal rows times 0.01: |logits| <= 0.01 |features|, which is what makes the policy flat
+    torch.manual_seed(0)
+    agent = initialize(make_agent()).eval()
+    torch.testing.assert_close(agent.actor.weight @ agent.actor.weight.T, 1e-4 * torch.eye(6), atol=1e-9, rtol=0)
+    with torch.no_grad():
+        logits, _ = agent(random_pixels(8, 4, 42, 42))
+    assert logits.any()
+    assert (logits.softmax(-1) - 1 / 6).abs().max() < 0.01
+
+
+def test_initialize_leaves_batch_norm_alone() -> None:
+    for module in initialize(make_agent()).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all()
+            assert not module.bias.any()
