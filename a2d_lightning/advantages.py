@@ -18,7 +18,9 @@ class AdvantageEstimator(Protocol):
 
     def __call__(
         self, gamma: float, value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
+    ) -> tuple[Tensor, Tensor]:
+        """See the class."""
+        ...
 
 
 class TDError:

@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import NonFiniteError, SettingError
@@ -23,6 +22,7 @@ from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, Teach
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
+from a2d_lightning.teachers import read_agent
 
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
@@ -82,7 +82,7 @@ class A2DCLI(LightningCLI):
         kwargs["default_root_dir"] = str(run_dir)
         if self._get(self.config, "trainer").get("logger") in (None, True):
             kwargs["logger"] = self._loggers(run_dir) if self.subcommand == "fit" else False
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer: Any = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run_dir / "checkpoints")
@@ -90,7 +90,7 @@ class A2DCLI(LightningCLI):
 
     def _loggers(self, run_dir: Path) -> list[Any]:
         csv = run_dir / "metrics.csv"
-        if csv.exists() and rank_zero_only.rank == 0:
+        if csv.exists() and _is_rank_zero():
             # Lightning would delete the metrics of the run that is resumed
             earlier = len(list(run_dir.glob("metrics-*.csv")))
             csv.rename(run_dir / f"metrics-{earlier}.csv")
@@ -129,6 +129,10 @@ class A2DCLI(LightningCLI):
         )
 
 
+def _is_rank_zero() -> bool:
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
 def _seed(seed: Any) -> int:
     return int(seed) if isinstance(seed, int) else 0
 
@@ -150,6 +154,7 @@ def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
     path = checkpoints / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
     if not path.is_file():
         raise SettingError(f"--ckpt_path: there is no checkpoint {str(path)!r}; check --run_dir or give a path.")
+    read_agent(path)  # refuses what is broken, or would run code, before anything starts
     return str(path)
 
 

@@ -224,7 +224,8 @@ class RolloutDataModule(L.LightningDataModule):
     def _game_seeds(self, stream: int) -> GameSeeds:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         seeds = np.random.default_rng([self.seed, stream]).integers(2**31, size=self.evaluation_games)
-        return GameSeeds(torch.from_numpy(seeds)[rank::world_size].split(EVALUATION_BATCH))
+        mine = torch.from_numpy(seeds)[rank::world_size]
+        return GameSeeds(mine.split(EVALUATION_BATCH) if len(mine) else [])
 
     def teardown(self, stage: str) -> None:
         """Ends the emulators."""

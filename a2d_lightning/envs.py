@@ -66,7 +66,6 @@ class GameEnv(EnvBase):
         self.done_spec = Composite(
             done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,)
         )
-        self._pixels = torch.zeros(num_envs, *self.frame_shape, dtype=torch.uint8)
         self._game_score = torch.zeros(num_envs, 1)
         self._lives = np.zeros(num_envs, dtype=np.int64)
         self._set_seed(seed)
@@ -88,15 +87,15 @@ class GameEnv(EnvBase):
         else:
             seeds = seeds.numpy()
         pixels, info = _masked_reset(self.vector, seeds, mask)
-        # the vector environment reuses its buffers, and the collector keeps what it gets
-        self._pixels = torch.from_numpy(pixels).clone()
         index = torch.from_numpy(mask)
         self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
-        self._lives = np.array(info["lives"]) if "lives" in info else self._lives
+        if "lives" in info:
+            # of the others Gymnasium reports 0 here
+            self._lives = np.where(mask, info["lives"], self._lives)
         no = torch.zeros(num_envs, 1, dtype=torch.bool)
         return TensorDict(
             {
-                "pixels": self._pixels,
+                "pixels": torch.from_numpy(pixels),
                 "game_score": self._game_score,
                 "life_lost": no,
                 "done": no.clone(),
@@ -112,7 +111,6 @@ class GameEnv(EnvBase):
         if action.min() < 0 or action.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
         pixels, reward, terminated, truncated, info = self.vector.step(action)
-        self._pixels = torch.from_numpy(pixels).clone()
         rewards = torch.from_numpy(reward).float()[:, None]
         self._game_score = self._game_score + rewards
         lives = np.array(info["lives"]) if "lives" in info else self._lives
@@ -122,7 +120,7 @@ class GameEnv(EnvBase):
         cut = torch.from_numpy(truncated.copy())[:, None]
         return TensorDict(
             {
-                "pixels": self._pixels,
+                "pixels": torch.from_numpy(pixels),
                 "game_score": self._game_score,
                 "life_lost": life_lost,
                 "reward": rewards,
@@ -189,6 +187,28 @@ def atari_vector(game: str, num_envs: int, frames: FrameSettings, num_threads: i
     )
 
 
+class SkipFrames(gymnasium.Wrapper):
+    """Repeats each action ``skip`` times and observes the maximum of the last two frames that were really shown.
+
+    Gymnasium's MaxAndSkipObservation shows frames of the decision before where a game ends inside a skip.
+    """
+
+    def __init__(self, env: gymnasium.Env, skip: int) -> None:
+        super().__init__(env)
+        self.skip = skip
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """One decision."""
+        shown, rewards = [], []
+        for _ in range(self.skip):
+            frame, reward, terminated, truncated, info = self.env.step(action)
+            shown.append(frame)
+            rewards.append(float(reward))
+            if terminated or truncated:
+                break
+        return np.max(shown[-2:], axis=0), sum(rewards), terminated, truncated, info
+
+
 # Environments whose actions are continuous unless asked.
 _DISCRETE_OPTION: dict[str, dict[str, Any]] = {"CarRacing": {"continuous": False}}
 
@@ -209,7 +229,7 @@ def gymnasium_vector(game: str, num_envs: int, frames: FrameSettings) -> gymnasi
         if shape is None or len(shape) != 3 or shape[-1] != 3:
             raise SettingError(f"data.game: {game} observes {env.observation_space}; a2d needs images [h, w, 3].")
         if frames.skip > 1:
-            env = gymnasium.wrappers.MaxAndSkipObservation(env, skip=frames.skip)
+            env = SkipFrames(env, frames.skip)
         env = gymnasium.wrappers.GrayscaleObservation(env)
         env = gymnasium.wrappers.ResizeObservation(env, (frames.size, frames.size))
         return gymnasium.wrappers.FrameStackObservation(env, frames.stack)
@@ -223,4 +243,4 @@ def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: n
     if isinstance(vector, AtariVectorEnv):
         # ale-py asks for the seeds of the masked environments only, and for a full reset without a mask at first
         return vector.reset(seed=seeds[mask]) if mask.all() else vector.reset(seed=seeds[mask], options=options)
-    return vector.reset(seed=[int(s) for s in seeds], options=options)
+    return vector.reset(seed=[int(s) for s in seeds], options=options)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ class FLOPsLogging(L.Callback):
         """Refuses other stages than the search."""
         search_module(self, pl_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
         """Logs at the interval."""
         if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
             pl_module.log_dict(search_metrics(search_module(self, pl_module).supernet))

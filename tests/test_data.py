@@ -142,7 +142,7 @@ def test_a_lost_life_is_terminal_only_where_asked_and_never_ends_the_game(life_l
     assert after["game_over"][0].tolist() == [False, False, True, True, True]
 
 
-def test_rollouts_follow_each_other_without_a_gap_across_epochs(collected: Any) -> None:
+def test_rollouts_follow_each_other_without_a_gap_across_epochs() -> None:
     data = on_rank(toy_data(rollout_length=4, total_env_steps=40, env_steps_per_epoch=40))
     loader = data.train_dataloader()
     rollouts = [rollout.clone() for _ in range(2) for rollout in loader]

@@ -252,6 +252,15 @@ def test_a_reset_of_one_game_hides_no_lost_life_of_another(make: MakeGame) -> No
     assert steps["next", "done"][:, :, 0].tolist() == [[False, False, True, False], [False] * 4]
 
 
+def test_lives_that_come_back_are_not_lost(make: MakeGame) -> None:
+    env = make(LIVES, 1, TOY_FRAMES)
+    # loses two, wins one, loses the last two; the next game begins with three again
+    actions = torch.tensor([[1], [1], [2], [1], [1], [0], [1]])
+    steps, _ = play(env, actions)
+    assert steps["next", "life_lost"][0, :, 0].tolist() == [True, True, False, True, True, False, True]
+    assert steps["next", "done"][0, :, 0].nonzero().tolist() == [[4]]
+
+
 # --- frame settings -------------------------------------------------------------------------------------------------
 
 

@@ -178,18 +178,19 @@ def test_distillation_with_the_papers_weights_brings_a_student_to_its_teacher(
 
 
 def test_distillation_works_with_ppo(teacher_path: Path, teacher: FrozenTeacher, held_out: Tensor) -> None:
-    # PPO shuffles rows: with a teacher's answers for other rows, no student would learn to follow the ball;
-    # to 0.12, 0.16, 0.12 of the first divergence with seeds 0, 1, 2, and to 1.19, 1.10, 0.75 without distillation
+    # PPO shuffles rows. The divergence falls to 0.06, 0.01, 0.04 of the first with seeds 0, 1, 2, and with the
+    # teacher's answers for other rows to 0.61, 0.68, 0.74: the student then learns a mean policy.
     student, data = make(
         STUDENT_STEPS,
         16,
         distillation="actor+critic",
         teacher=str(teacher_path),
+        actor_distillation_coefficient=1.0,
         **{**PPO_SETTINGS, "optimizer": rmsprop},
     )
     before = divergence(student, teacher, held_out)
     fit(student, data)
-    assert divergence(student, teacher, held_out) <= before / 2
+    assert divergence(student, teacher, held_out) <= before / 4
 
 
 def test_without_distillation_a_student_stays_far_from_the_teacher(teacher: FrozenTeacher, held_out: Tensor) -> None:
@@ -223,6 +224,23 @@ def test_a_teacher_is_not_changed_by_its_students(teacher_path: Path, teacher: F
     for name, weight in teacher.state_dict().items():
         assert torch.equal(used.state_dict()[name], weight)
     assert not any(name.startswith("_teacher") for name in student.state_dict())
+
+
+def test_an_update_follows_the_gradient_of_its_own_loss_only() -> None:
+    norms = []
+
+    class Watched(TeacherModule):
+        def update(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+            metrics = super().update(terms)
+            norms.append(float(metrics["gradient/weights_norm"]))
+            return metrics
+
+    # three passes over one rollout with weights that stand still: three times the same gradient
+    model, data = make(1, 16, algorithm=PPO(3, 1), optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0))
+    model.__class__ = Watched
+    fit(model, data)
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+    assert norms[0] > 0
 
 
 def test_the_clock_counts_every_environment_step() -> None:

@@ -54,11 +54,11 @@ class Catch(gymnasium.Env):
 
 
 class Lives(gymnasium.Env):
-    """Three lives, as Atari games tell them; action 1 loses one, and the last one lost ends the game."""
+    """Three lives, as Atari games tell them; action 1 loses one, 2 wins one, and the last one lost ends the game."""
 
     def __init__(self) -> None:
         self.observation_space = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(2)
+        self.action_space = gymnasium.spaces.Discrete(3)
         self.lives = 3
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -67,7 +67,7 @@ class Lives(gymnasium.Env):
         return self._picture(), {"lives": self.lives}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self.lives -= int(action)
+        self.lives += (0, -1, 1)[int(action)]
         return self._picture(), 0.0, self.lives == 0, False, {"lives": self.lives}
 
     def _picture(self) -> np.ndarray:

@@ -92,10 +92,11 @@ class ActorCriticModule(L.LightningModule):
         self.total_env_steps = total_env_steps
         self.algorithm = algorithm
         self.advantage = advantage
-        self.gamma = gamma
+        # plain numbers: weights_only refuses jsonargparse's restricted types, and optimizer states would carry them
+        self.gamma = float(gamma)
         self.optimizer = optimizer
         self.learning_rate_schedule = learning_rate_schedule
-        self.gradient_clip_norm = gradient_clip_norm
+        self.gradient_clip_norm = float(gradient_clip_norm)
         self.coefficients = {
             "policy": 1.0,
             "value": value_coefficient,
@@ -267,23 +268,25 @@ class ActorCriticModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Logs the mean score over all ranks' games, and what the agent costs."""
         self._log_scores("test")
-        self.log_dict({"test/macs": float(self.macs()), "test/parameters": float(count_parameters(self.agent))})
+        self.log_dict(
+            {"test/macs": float(self.macs()), "test/parameters": float(count_parameters(self.agent))}, sync_dist=True
+        )
 
     def _log_scores(self, stage: str) -> None:
-        scores = cast(Tensor, self.game_scores.compute()).flatten()
+        scores = self.game_scores.compute().flatten()
         self.game_scores.reset()
         low, high = confidence_interval(scores)
-        self.log("step", torch.tensor(self.env_steps, dtype=torch.float64))
-        self.log(f"{stage}/score", scores.mean(), prog_bar=True)
-        self.log_dict(
-            {
-                f"{stage}/score_low95": torch.tensor(low),
-                f"{stage}/score_high95": torch.tensor(high),
-                f"{stage}/score_min": scores.min(),
-                f"{stage}/score_max": scores.max(),
-                f"{stage}/games": torch.tensor(float(scores.numel())),
-            }
-        )
+        metrics = {
+            "score": scores.mean(),
+            "score_low95": torch.tensor(low),
+            "score_high95": torch.tensor(high),
+            "score_min": scores.min(),
+            "score_max": scores.max(),
+            "games": torch.tensor(float(scores.numel())),
+        }
+        # every rank has all scores by now; sync_dist only tells Lightning so
+        self.log("step", torch.tensor(self.env_steps, dtype=torch.float64), sync_dist=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def macs(self) -> int:
         """Multiply-accumulates of the backbone for one observation, heads left out."""

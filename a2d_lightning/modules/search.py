@@ -40,8 +40,8 @@ class SearchModule(ActorCriticModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.lambda_cost = lambda_cost
-        self.alpha_learning_rate = alpha_learning_rate
+        self.lambda_cost = float(lambda_cost)
+        self.alpha_learning_rate = float(alpha_learning_rate)  # a plain number, as in the base class
         self.alpha_betas = alpha_betas
         supernet = Supernet(plan, self.frame_shape)
         self.agent = initialize(ActorCritic(supernet, self.frame_shape, self.num_actions))

@@ -1,0 +1,132 @@
+"""One line for a user's mistake: the setting, what was given, and what would do. Messages are jsonargparse's own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from a2d_lightning.cli import main
+from a2d_lightning.parse_errors import one_line
+
+KNOWN = ["data.game", "data.num_envs", "model.gamma", "model.distillation"]
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # noqa: ANN201
+    """What the command line answers: its only line, without 'error: '."""
+    monkeypatch.delenv("A2D_TRACEBACK", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, config: str | None = None) -> str:
+        if config is not None:
+            (tmp_path / "c.yaml").write_text(config)
+            args = ("--config", "c.yaml", *args)
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *args])
+        captured = capsys.readouterr()
+        assert ended.value.code == 2
+        assert captured.out == ""
+        lines = captured.err.splitlines()
+        assert len(lines) == 1, captured.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("data.gaem", "data.game"),
+        ("data.num_env", "data.num_envs"),
+        ("model.distilation", "model.distillation"),
+        ("trainer.max_epoch", "trainer.max_epochs"),
+    ],
+)
+@pytest.mark.parametrize("joint", [" ", "="])
+def test_an_unknown_option_names_its_neighbour(told, option: str, hint: str, joint: str) -> None:
+    line = told("--model", "TeacherModule", *f"--{option}{joint}3".split())
+    assert line.startswith(f"{option}: there is no such setting; did you mean {hint}")
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "hint"),
+    [
+        ("data: {gaem: Pong}", "data.gaem", "data.game"),
+        ("trainer: {max_epoch: 3}", "trainer.max_epoch", "trainer.max_epochs"),
+        ("model: {class_path: SearchModule, init_args: {lamda_cost: 1.0}}", "model.lamda_cost", "model.lambda_cost"),
+    ],
+)
+def test_an_unknown_key_in_a_file_names_its_neighbour(told, config: str, key: str, hint: str) -> None:
+    line = told(*([] if "class_path" in config else ["--model", "TeacherModule"]), config=config)
+    assert line.startswith(f"{key}: there is no such setting; did you mean {hint}")
+
+
+def test_a_setting_like_no_other_points_to_the_help(told) -> None:
+    assert told("--model", "TeacherModule", "--zzz", "1") == (
+        "zzz: there is no such setting; `python -m a2d_lightning fit --help` lists the settings."
+    )
+
+
+@pytest.mark.parametrize("config", [None, "model: {init_args: {distillation: foo}}"])
+def test_a_wrong_choice_lists_the_choices(told, config: str | None) -> None:
+    given = ["--model.distillation", "foo"] if config is None else []
+    stage = "model: {class_path: TeacherModule, init_args: {distillation: foo}}"
+    line = told(*(["--model", "TeacherModule"] if config is None else []), *given, config=config and stage)
+    assert line.startswith("model.distillation: ")
+    for choice in ("foo", "'none'", "'actor'", "'actor+teacher_critic'", "'actor+critic'"):
+        assert choice in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "hint"),
+    [
+        ("data.num_envs", "abc", "PositiveInt"),
+        ("data.num_envs", "-1", "v>0"),
+        ("data.clip_rewards", "7", "bool"),
+        ("model.gamma", "2", "v<=1"),
+        ("model.gamma", "x", "float"),
+        ("seed_everything", "x", "int"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_expected(told, option: str, value: str, hint: str) -> None:
+    line = told("--model", "TeacherModule", f"--{option}={value}")
+    assert line.startswith(f"{option}: ")
+    assert re.search(rf"(?<![\w.]){re.escape(value)}(?![\w.])", line.removeprefix(f"{option}: "))
+    assert hint in line
+
+
+def test_a_wrong_value_inside_a_setting_is_named_with_its_path(told) -> None:
+    line = told("--model", "SearchModule", "--model.plan.channels", "[1,a]")
+    assert line.startswith("model.plan.channels")
+    assert "Got value: a" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--model", "NoModule"], ["model", "NoModule"]),
+        ([], ["model", "required"]),
+        (["--model", "AgentModule"], ["model", "architecture", "required"]),
+        (["--model", "TeacherModule", "--data.game", "Pnog"], ["data.game", "'Pnog'", "pong"]),
+        (["--model", "TeacherModule", "--model.network", "resnet19"], ["model.network", "'resnet19'", "resnet20"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*Unable to serialize")
+def test_other_mistakes_name_setting_and_value(
+    told, monkeypatch: pytest.MonkeyPatch, args: list[str], words: list[str]
+) -> None:
+    monkeypatch.setattr("lightning.fabric.utilities.seed.rank_zero_info", lambda message: None)  # 'Seed set to 0'
+    line = told(*args)
+    assert all(word in line for word in words)
+    assert "Namespace(" not in line
+    assert "- -" not in line.replace("  ", " ")
+
+
+@pytest.mark.parametrize("message", ["", "one line", "run_dir: 'a' cannot be written (No space); choose another."])
+def test_a_message_that_is_one_line_stays(message: str) -> None:
+    assert one_line(message, KNOWN) == message
+
+
+def test_lines_of_an_unknown_message_are_joined() -> None:
+    assert one_line("first\n   second\n\tthird", KNOWN) == "first second third"
