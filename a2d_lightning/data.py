@@ -173,19 +173,21 @@ class RolloutDataModule(L.LightningDataModule):
         seed = _derived_seed(self.seed, trainer.global_rank, learner.env_steps)
         env = self.make_env(self.num_envs, seed)
         policy = SamplingPolicy(learner.agent, seed, device)
-        self.collector = Collector(
-            env,
-            policy,
-            frames_per_batch=self.num_envs * self.rollout_length,
-            total_frames=-1,
-            policy_device=device,
-            env_device="cpu",
-            storing_device=device,
-            track_traj_ids=False,
-            return_same_td=True,
-            trust_policy=True,
-            auto_register_policy_transforms=False,
-        )
+        # the collector tries its policy once when it is built
+        with frozen_batch_norm_statistics(learner.agent):
+            self.collector = Collector(
+                env,
+                policy,
+                frames_per_batch=self.num_envs * self.rollout_length,
+                total_frames=-1,
+                policy_device=device,
+                env_device="cpu",
+                storing_device=device,
+                track_traj_ids=False,
+                return_same_td=True,
+                trust_policy=True,
+                auto_register_policy_transforms=False,
+            )
         return Rollouts(self, iter(self.collector), learner.agent)
 
     def for_learning(self, rollout: TensorDict) -> TensorDict:

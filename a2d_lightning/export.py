@@ -49,5 +49,5 @@ def _score(path: str | None) -> dict[str, Any] | None:
     try:
         content = json.loads(Path(path).read_text())
         return {name: content[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"--test: {path!r} is not the JSON that a test writes.") from error

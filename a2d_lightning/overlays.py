@@ -36,6 +36,8 @@ def expand_overlays(args: list[str]) -> list[str]:
 def _read(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
+    except UnicodeDecodeError as error:
+        raise SettingError(f"--config: {path!r} is not YAML ({error}).") from error
     except OSError as error:
         raise SettingError(
             f"--config: {path!r} cannot be read ({error.strerror}); the stages lie in configs/."
@@ -67,7 +69,10 @@ def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]
     parts = content[PER_MODEL]
     if not isinstance(parts, dict):
         raise SettingError(f"--config: {path!r}: {PER_MODEL} must map names of modules to settings, not {parts!r}.")
-    return _merged(common, parts.get(model) or {})
+    own = parts.get(model) or {}
+    if not isinstance(own, dict):
+        raise SettingError(f"--config: {path!r}: {PER_MODEL}.{model} must hold settings, not {own!r}.")
+    return _merged(common, own)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
         return _unknown(unrecognized[1], known_settings)
     key = re.search(r"(?:Group|Key|Option) '([\w.]+)' (?:does not exist|is not (?:accepted|expected))", text)
     outer = re.search(r'Parser key "(\w+)"', text)
+    key = key or re.search(r"does not accept option '([\w.]+)'", text)
     if key:
         name = key[1] if "." in key[1] or not outer else f"{outer[1]}.{key[1]}"
         return _unknown(name, known_settings)
@@ -27,9 +28,12 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
     keys = re.findall(r'Parser key "([\w.]+)"', text)
     reason = text.rsplit(f'Parser key "{keys[-1]}":', 1)[-1] if keys else text
     reason = re.sub(r"Does not validate against any of the Union subtypes.*?Errors:", "", reason)
+    reason = re.sub(r"- Expected a path but \S+ either not accessible or invalid", "", reason)
     reason = re.split(r" - Expected a <class 'NoneType'>| Given value type:", reason)[0].strip(" -")
     value = re.search(r"Given value: (?:NestedArg\(key='[\w.]+', val=)?'?([^')]*)", text)
-    given = f" (given: {value[1]})" if value and "Got value" not in reason and value[1] not in reason else ""
+    told = value is None or value[1].startswith("Namespace(") or "Got value" in reason
+    told = told or re.search(rf"(?<![\w.]){re.escape(value[1])}(?![\w.])", reason) is not None
+    given = "" if told or value is None else f" (given: {value[1]})"
     return f"{'.'.join(keys)}: {reason}{given}"
 
 

@@ -60,6 +60,7 @@ class Supernet(nn.Module):
         self.register_buffer("gumbel", torch.zeros_like(self.alpha_logits))
         self.register_buffer("tau", torch.tensor(5.0))
         table, self.fixed_macs = operator_macs(plan, frame_shape)
+        self._exact_macs = table.long()
         self.register_buffer("macs_table", table.float(), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -100,8 +101,8 @@ class Supernet(nn.Module):
 
     def argmax_macs(self) -> int:
         """MACs of the network that :meth:`derive` would give now."""
-        chosen = self.alpha_logits.argmax(-1, keepdim=True)
-        return int(self.macs_table.double().gather(1, chosen).sum()) + self.fixed_macs
+        chosen = self.alpha_logits.argmax(-1, keepdim=True).cpu()
+        return int(self._exact_macs.gather(1, chosen).sum()) + self.fixed_macs
 
     def derive(self, game: str = "", teacher: str = "", env_steps: int = 0) -> Architecture:
         """In each cell the operator with the highest alpha."""

@@ -156,6 +156,8 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
             content = json.loads(path.with_suffix(".json").read_text())
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict", {}), dict):
+                raise SettingError(f"{path}: holds no agent; it was not written by a2d_lightning.")
             content = checkpoint.get("agent_card")
             weights = {
                 name.removeprefix("agent."): tensor
@@ -164,7 +166,7 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
             }
     except FileNotFoundError as error:
         raise SettingError(f"{path}: its card {path.with_suffix('.json').name} is missing beside it.") from error
-    except (SafetensorError, json.JSONDecodeError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+    except (SafetensorError, ValueError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise SettingError(f"{path}: not a readable agent file ({type(error).__name__}); export it again.") from error
     if not isinstance(content, dict):
         raise SettingError(f"{path}: holds no agent card; it was not written by a2d_lightning.")
@@ -193,5 +195,6 @@ def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in agent.state_dict().items()}, path)
         path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
-    except OSError as error:
-        raise SettingError(f"{path}: cannot be written ({error.strerror}); choose another --output.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingError(f"{path}: cannot be written ({reason}); choose another --output.") from error

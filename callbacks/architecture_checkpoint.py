@@ -19,10 +19,15 @@ class ArchitectureCheckpoint(L.Callback):
 
     def __init__(self) -> None:
         self.best_score = float("-inf")
+        self._searching = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses other stages than the search."""
         search_module(self, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on there is something to keep: what fails sooner leaves an earlier run's files alone."""
+        self._searching = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes what the search would give now, as the best if the supernet has never scored so high."""
@@ -38,10 +43,12 @@ class ArchitectureCheckpoint(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes ``last.json`` at the end."""
         self._write(trainer, pl_module, "last")
+        self._searching = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Writes ``last.json`` on Ctrl-C, SIGTERM and errors."""
-        self._write(trainer, pl_module, "last")
+        if self._searching:
+            self._write(trainer, pl_module, "last")
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, for a resumed run."""

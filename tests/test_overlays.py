@@ -156,9 +156,7 @@ def test_numbers_in_an_overlay_are_read_as_in_any_other_config(
     assert printed[1] == printed[0]
 
 
-def test_the_command_line_uses_the_overlay(
-    tmp_path: Path, overlay: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_uses_the_overlay(tmp_path: Path, overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
     mine = write(tmp_path, "mine.yaml", {"per_model": {"SearchModule": {"data": {"num_envs": 3}}}})
     with pytest.raises(SystemExit):
         main(["fit", "--model", "SearchModule", f"--config={mine}", "--data.rollout_length", "7", "--print_config"])

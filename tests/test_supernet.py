@@ -3,6 +3,7 @@
 import csv
 import math
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -438,9 +439,7 @@ class RecordedSearch(SearchModule):
         self.supernet.register_forward_pre_hook(self.record)
 
     def record(self, supernet: Supernet, args: Any) -> None:
-        forward = Forward(
-            self.updates, self.learning, supernet.gumbel.clone(), supernet.tau.item(), supernet.training
-        )
+        forward = Forward(self.updates, self.learning, supernet.gumbel.clone(), supernet.tau.item(), supernet.training)
         self.forwards.append(forward)
 
     def training_step(self, rollout: Any, batch_idx: int) -> None:
@@ -519,7 +518,7 @@ def test_one_draw_and_one_temperature_serve_acting_and_updating_on_a_rollout(sea
 
 def test_every_rollout_has_a_new_draw_and_its_own_temperature(search: Search) -> None:
     learning = [f for f in search.module.forwards if f.learning]
-    assert all((a.gumbel != b.gumbel).all() for a, b in zip(learning, learning[1:], strict=False))
+    assert all((a.gumbel != b.gumbel).all() for a, b in pairwise(learning))
     # 3 decays a rollout from 5
     assert [f.tau for f in learning] == pytest.approx([5 * 0.98 ** (3 * k) for k in range(ROLLOUTS)])
 
@@ -588,5 +587,5 @@ def test_a_checkpoint_holds_both_optimizers(search: Search) -> None:
 def test_a_checkpoint_of_another_game_is_refused(search: Search) -> None:
     checkpoint = torch.load(search.checkpoint, weights_only=True)
     other = make_search(frame=search.module.frame_shape, num_actions=search.module.num_actions, game="breakout")
-    with pytest.raises(SettingError, match="game is .*breakout"):
+    with pytest.raises(SettingError, match=r"game is .*breakout"):
         other.on_load_checkpoint(checkpoint)

@@ -46,8 +46,8 @@ class ActorCriticModule(L.LightningModule):
         frame_shape: (stack, height, width), from the data.
         num_actions: from the data.
         total_env_steps: the run's budget over all ranks, from the data; schedules end there.
-        algorithm: A2C (paper) or PPO.
-        advantage: TDError (paper), NStep or GAE.
+        algorithm: A2C (paper, and if absent) or PPO.
+        advantage: TDError (paper, and if absent), NStep or GAE.
         gamma: discount.
         optimizer: of the weights.
         learning_rate_schedule: factor of the optimizer's rate over the budget; constant if absent.
@@ -70,8 +70,8 @@ class ActorCriticModule(L.LightningModule):
         frame_shape: FrameShape,
         num_actions: int,
         total_env_steps: int,
-        algorithm: Algorithm = A2C(),  # noqa: B008 (no state)
-        advantage: AdvantageEstimator = TDError(),  # noqa: B008 (no state)
+        algorithm: Algorithm | None = None,
+        advantage: AdvantageEstimator | None = None,
         gamma: ClosedUnitInterval = 0.99,
         optimizer: OptimizerCallable = rmsprop,
         learning_rate_schedule: PiecewiseLinear | None = None,
@@ -90,8 +90,8 @@ class ActorCriticModule(L.LightningModule):
         self.frame_shape = frame_shape
         self.num_actions = num_actions
         self.total_env_steps = total_env_steps
-        self.algorithm = algorithm
-        self.advantage = advantage
+        self.algorithm = algorithm or A2C()
+        self.advantage = advantage or TDError()
         # plain numbers: weights_only refuses jsonargparse's restricted types, and optimizer states would carry them
         self.gamma = float(gamma)
         self.optimizer = optimizer

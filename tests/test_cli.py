@@ -1,0 +1,127 @@
+"""What a person sees who makes a mistake: one line on standard error, exit status 2, nothing trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2d_lightning.cli import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs ``fit`` of a stage with the smoke overlay; returns the error line."""
+
+    def stop(*_, **__):
+        raise AssertionError("training started")
+
+    def call(stage: str, *args: str, command: str = "fit") -> str:
+        monkeypatch.setattr("a2d_lightning.data.RolloutDataModule.train_dataloader", stop)
+        config = ["--config", str(CONFIGS / f"{stage}.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
+        run_dir = [] if any(arg.startswith("--run_dir") for arg in args) else ["--run_dir", str(tmp_path / "run")]
+        with pytest.raises(SystemExit) as exit_:
+            main([command, *config, *run_dir, *args])
+        assert exit_.value.code == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        return errors[0]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("stage", "args", "named"),
+    [
+        ("teacher", ["--data.game", "Pongg"], ["Pongg", "did you mean pong"]),
+        ("teacher", ["--data.gamee", "Pong"], ["data.gamee", "did you mean data.game"]),
+        ("teacher", ["--trainer.max_epoch", "3"], ["trainer.max_epoch", "max_epochs"]),
+        ("search", ["--model.lambda_cots", "1"], ["model.lambda_cots", "model.lambda_cost"]),
+        ("teacher", ["--model.network", "resnet21"], ["resnet21", "resnet20"]),
+        ("search", ["--model.distillation", "critic"], ["model.distillation", "critic", "actor+critic"]),
+        ("teacher", ["--model.algorithm", "PPPO"], ["model.algorithm", "PPPO"]),
+        ("teacher", ["--data.num_envs", "0"], ["data.num_envs", "0"]),
+        ("teacher", ["--data.rollout_length", "-5"], ["data.rollout_length", "-5"]),
+        ("teacher", ["--data.total_env_steps", "many"], ["data.total_env_steps", "many"]),
+        ("teacher", ["--data.frames.size", "0"], ["data.frames.size", "0"]),
+        ("teacher", ["--model.network", "vanilla", "--data.frames.size", "30"], ["data.frames.size", "30x30"]),
+        ("teacher", ["--model.distillation", "actor"], ["model.teacher", "needs a teacher"]),
+        ("search", ["--model.teacher", "nobody"], ["model.teacher", "nobody", "configs/teacher.yaml"]),
+        ("search", ["--data.game", "breakout"], ["plays pong", "--data.game breakout"]),
+        ("search", ["--data.frames.size", "60"], ["42x42", "60x60"]),
+        ("search", ["--model.plan.channels", "[8,16]"], ["cells_per_group", "[8, 16]"]),
+        ("retrain", ["--model.architecture", "/nowhere.json"], ["model.architecture", "/nowhere.json"]),
+        ("teacher", ["--ckpt_path", "last"], ["--ckpt_path", "last.ckpt"]),
+        ("teacher", ["--ckpt_path", "/nowhere.ckpt"], ["--ckpt_path", "/nowhere.ckpt"]),
+        ("teacher", ["--config", "/nowhere.yaml"], ["--config", "/nowhere.yaml"]),
+        ("teacher", ["--run_dir", "/proc/run"], ["run_dir", "/proc/run"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_mistake_ends_in_one_line_that_names_it(run, stage, args, named):
+    line = run(stage, *args)
+    assert [word for word in named if word not in line] == [], line
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"schema_version": 99}, "99"),
+        ({"operators": ["conv_k3", "conv_k7", "skip"]}, "conv_k7"),
+        ({"operators": ["conv_k3"]}, "1 operators for 3 cells"),
+        ({"macs": "many"}, "'macs'"),
+    ],
+)
+def test_a_broken_architecture_is_refused_in_one_line(run, small_architecture, change, named):
+    content = json.loads(small_architecture.read_text()) | change
+    small_architecture.write_text(json.dumps(content))
+    assert named in run("retrain", "--model.architecture", str(small_architecture))
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(run, tmp_path):
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "checkpoints" / "last.ckpt").touch()
+    line = run("teacher", "--run_dir", str(tmp_path / "old"))
+    assert "--ckpt_path last" in line
+    assert "--run_dir" in line
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (Path(tmp_path / "attacked").touch, ())
+
+    torch.save({"state_dict": {}, "x": Attack()}, tmp_path / "evil.ckpt")
+    assert "evil.ckpt" in run("teacher", "--ckpt_path", str(tmp_path / "evil.ckpt"))
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_a_test_without_weights_says_what_it_needs(run):
+    assert "--ckpt_path" in run("teacher", command="test")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeypatch, tmp_path, capsys):
+    # rewards of NaN reach L_value through the target and L_policy through the advantage, entropy stays finite
+    from a2d_lightning.data import RolloutDataModule
+
+    real = RolloutDataModule.for_learning
+
+    def poisoned(self, rollout):
+        batch = real(self, rollout)
+        if self.trainer.lightning_module.env_steps >= 200:
+            batch["next", "reward"].fill_(float("nan"))
+        return batch
+
+    monkeypatch.setattr(RolloutDataModule, "for_learning", poisoned)
+    config = ["--config", str(CONFIGS / "teacher.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", *config, "--run_dir", str(tmp_path / "run"), "--data.evaluation_games", "1"])
+    assert exit_.value.code == 1
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert "policy is nan, value is nan" in line
+    assert "environment step 200" in line
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["env_steps"] == 200
+    assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())

@@ -1,0 +1,419 @@
+"""Teachers: files in and out, what is refused, frozen answers, and what each distillation mode takes from them."""
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from a2d_lightning import losses
+from a2d_lightning.algorithms import Minibatch
+from a2d_lightning.distillation import distillation_terms, trains_critic
+from a2d_lightning.errors import SettingError
+from a2d_lightning.export import export
+from a2d_lightning.macs import count_macs
+from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
+from a2d_lightning.networks import ActorCritic, count_parameters, initialize
+from a2d_lightning.search_space import Architecture, FrameShape, Plan
+from a2d_lightning.teachers import (
+    AgentCard,
+    FrozenTeacher,
+    bundled_teachers,
+    load_teacher,
+    load_weights,
+    read_agent,
+    write_agent,
+)
+
+FRAME: FrameShape = (4, 42, 42)
+CARD = AgentCard("pong", "four_conv", FRAME, 6, 1000)
+SETTINGS: dict[str, Any] = {"game": "pong", "frame_shape": FRAME, "num_actions": 6, "total_env_steps": 1000}
+MODES = ["none", "actor", "actor+teacher_critic", "actor+critic"]
+
+
+def random_pixels(batch: int = 3, frame: FrameShape = FRAME) -> Tensor:
+    return torch.randint(256, (batch, *frame), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def agent() -> ActorCritic:
+    torch.manual_seed(0)
+    agent = initialize(CARD.build()).eval()
+    with torch.no_grad():
+        agent.actor.weight.mul_(100)  # a policy that differs from frame to frame
+    return agent
+
+
+@pytest.fixture
+def path(tmp_path: Path, agent: ActorCritic) -> Path:
+    """A teacher's file, its card beside it."""
+    write_agent(tmp_path / "teacher.safetensors", agent, CARD.to_dict())
+    return tmp_path / "teacher.safetensors"
+
+
+def load(path: Path | str, **other: Any) -> FrozenTeacher:
+    return load_teacher(str(path), **{"game": "pong", "frame_shape": FRAME, "num_actions": 6, **other})
+
+
+def refusal(path: Path | str, **other: Any) -> str:
+    """The line that refuses a teacher."""
+    with pytest.raises(SettingError) as refused:
+        load(path, **other)
+    line = str(refused.value)
+    assert "\n" not in line
+    assert Path(path).name in line
+    return line
+
+
+def rewrite_card(path: Path, **fields: Any) -> None:
+    card = path.with_suffix(".json")
+    content = {**json.loads(card.read_text()), **fields}
+    card.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_again(path: Path, agent: ActorCritic) -> None:
+    card, weights = read_agent(path)
+    assert card == CARD
+    again = card.build().eval()
+    load_weights(again, weights, "again")
+    with torch.no_grad():
+        for old, new in zip(agent(random_pixels()), again(random_pixels()), strict=True):
+            assert torch.equal(old, new)
+
+
+def test_a_loaded_teacher_answers_as_the_agent_did(path: Path, agent: ActorCritic) -> None:
+    with torch.no_grad():
+        for old, new in zip(agent(random_pixels()), load(path)(random_pixels()), strict=True):
+            assert old.std() > 0
+            assert torch.equal(old, new)
+
+
+def test_a_derived_agent_is_read_with_its_architecture(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    architecture = Architecture(("skip", "ir_k5_e3"), Plan((1, 1), (4, 8)), FRAME, macs=0, parameters=0)
+    card = AgentCard("pong", "derived", FRAME, 6, 5, architecture.to_dict())
+    agent = card.build().eval()
+    write_agent(tmp_path / "derived.safetensors", agent, card.to_dict())
+    with torch.no_grad():
+        answers = zip(agent(random_pixels()), load(tmp_path / "derived.safetensors")(random_pixels()), strict=True)
+        assert all(torch.equal(old, new) for old, new in answers)
+
+
+def test_a_teacher_that_cannot_be_written_is_refused(tmp_path: Path, agent: ActorCritic) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.safetensors").mkdir()
+    for target in (tmp_path / "file" / "a.safetensors", tmp_path / "folder.safetensors"):
+        with pytest.raises(SettingError, match="cannot be written"):
+            write_agent(target, agent, CARD.to_dict())
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_another_game_is_refused(path: Path) -> None:
+    line = refusal(path, game="breakout")
+    assert "plays pong, not breakout" in line
+    assert "--data.game breakout" in line
+
+
+def test_a_teacher_with_other_actions_is_refused(path: Path) -> None:
+    assert "6 actions, data.game has 4" in refusal(path, num_actions=4)
+
+
+@pytest.mark.parametrize("frame", [(4, 84, 42), (4, 42, 84), (4, 64, 64), (4, 21, 21), (3, 42, 42), (4, 43, 43)])
+def test_frames_that_are_no_multiple_of_the_teachers_are_refused(path: Path, frame: FrameShape) -> None:
+    assert "must be a multiple of 42" in refusal(path, frame_shape=frame)
+
+
+@pytest.mark.parametrize("name", ["nobody", "no/such/file.ckpt", ""])
+def test_an_unknown_teacher_is_refused(name: str) -> None:
+    assert f"{name!r} is no file and no bundled teacher" in refusal(name)
+
+
+def test_a_missing_card_is_refused(path: Path) -> None:
+    path.with_suffix(".json").unlink()
+    assert "teacher.json is missing" in refusal(path)
+
+
+@pytest.mark.parametrize("left", [0, 4, 100, -1])
+def test_truncated_weights_are_refused(path: Path, left: int) -> None:
+    path.write_bytes(path.read_bytes()[:left])
+    assert "not a readable agent file" in refusal(path)
+
+
+def test_corrupted_weights_are_refused(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[:16] = b"\xff" * 16
+    path.write_bytes(content)
+    assert "not a readable agent file" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1, 2]", b"\xff\xfe\x80", b"null"])
+def test_a_broken_card_is_refused(path: Path, content: bytes) -> None:
+    path.with_suffix(".json").write_bytes(content)
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("game", 3),
+        ("game", ...),
+        ("network", None),
+        ("network", "resnet19"),
+        ("network", "derived"),
+        ("num_actions", "6"),
+        ("env_steps", 1.5),
+        ("frame_shape", "4x42x42"),
+        ("frame_shape", [4, 42]),
+        ("frame_shape", [4, 42, "42"]),
+        ("frame_shape", [4, 0, 42]),
+        ("architecture", "skip"),
+    ],
+)
+def test_a_card_of_wrong_fields_is_refused(path: Path, field: str, value: Any) -> None:
+    rewrite_card(path, **{field: value})
+    with pytest.raises(SettingError) as refused:
+        load(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_of_other_shapes_are_refused(path: Path) -> None:
+    other = ActorCritic(nn.Sequential(nn.Flatten(), nn.Linear(4 * 42 * 42, 8)), FRAME, 6)
+    write_agent(path, other, CARD.to_dict())
+    assert "do not fit" in refusal(path)
+    write_agent(path, replace(CARD, num_actions=4).build(), CARD.to_dict())
+    assert "do not fit" in refusal(path)
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle", "old torch"])
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, writer: str) -> None:
+    path, marker = tmp_path / "evil.ckpt", tmp_path / "marker"
+    content = {"agent_card": CARD.to_dict(), "state_dict": {"agent.x": Evil(marker)}}
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
+    assert "not a readable agent file" in refusal(path)
+    assert not marker.exists()
+    # the file does what it is made for
+    with path.open("rb") as file:
+        torch.load(path, weights_only=False) if writer != "pickle" else pickle.load(file)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04" + bytes(100), bytes(100)])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    refusal(tmp_path / "bad.ckpt")
+
+
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {}}, {"agent_card": "pong"}, [1, 2], torch.zeros(3), {"agent_card": {}, "state_dict": 3}]
+)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "other.ckpt")
+    refusal(tmp_path / "other.ckpt")
+
+
+# --- frozen answers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_larger_frames_are_averaged_to_the_teachers_size(path: Path, agent: ActorCritic, times: int) -> None:
+    big = (4, 42 * times, 42 * times)
+    pixels = random_pixels(frame=big)
+    # the mean of each square by slices, rounded half to even as cv2 and torch do
+    parts = [pixels[:, :, i::times, j::times].double() for i in range(times) for j in range(times)]
+    averaged = (torch.stack(parts).sum(0) / times**2).round().to(torch.uint8)
+    with torch.no_grad():
+        for expected, answer in zip(agent(averaged), load(path, frame_shape=big)(pixels), strict=True):
+            assert torch.equal(answer, expected)
+
+
+def test_frames_that_were_only_enlarged_lose_nothing(path: Path) -> None:
+    pixels = random_pixels()
+    enlarged = pixels.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    for small, big in zip(load(path)(pixels), load(path, frame_shape=(4, 84, 84))(enlarged), strict=True):
+        assert torch.equal(small, big)
+
+
+def test_a_teacher_stays_frozen_whatever_its_owner_does(tmp_path: Path) -> None:
+    card = replace(CARD, network="resnet14")  # with batch norm
+    write_agent(tmp_path / "t.safetensors", card.build(), card.to_dict())
+    teacher = load(tmp_path / "t.safetensors")
+    owner = nn.ModuleList([teacher]).train()
+    assert owner.training
+    before = {name: x.clone() for name, x in teacher.state_dict().items()}
+    logits, value = teacher(random_pixels())
+    assert not any(module.training for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not logits.requires_grad
+    assert not value.requires_grad
+    assert all(torch.equal(x, before[name]) for name, x in teacher.state_dict().items())
+
+
+# --- distillation -----------------------------------------------------------------------------------------------------
+
+
+def make_batch(rows: int = 5) -> Minibatch:
+    torch.manual_seed(0)
+    return Minibatch(
+        logits=torch.randn(rows, 6, requires_grad=True),
+        value=torch.randn(rows, requires_grad=True),
+        action=torch.arange(rows) % 6,
+        log_prob_acted=torch.full((rows,), -1.8),
+        advantage=torch.randn(rows),
+        value_target=torch.randn(rows),
+        rows=torch.arange(rows),
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_of_table_2_has_its_terms(mode: Any) -> None:
+    batch, teacher_logits, teacher_value = make_batch(), torch.randn(5, 6), torch.randn(5)
+    module = TeacherModule("four_conv", **SETTINGS, distillation=mode, teacher="t")
+    terms = module.loss_terms(batch)
+    if mode != "none":
+        terms |= distillation_terms(mode, batch, teacher_logits, teacher_value)
+    assert (
+        set(terms)
+        == {
+            "none": {"policy", "entropy", "value"},
+            "actor": {"policy", "entropy", "value", "actor_distillation"},
+            "actor+teacher_critic": {"policy", "entropy", "actor_distillation"},
+            "actor+critic": {"policy", "entropy", "value", "actor_distillation", "critic_distillation"},
+        }[mode]
+    )
+    assert trains_critic(mode) == ("value" in terms)
+    # every term has a weight in Eq. 8, and the critic learns where the mode has one
+    losses.total_loss(terms, module.coefficients).backward()
+    assert batch.logits.grad is not None
+    assert (batch.value.grad is not None) == ("value" in terms)
+
+
+def test_distillation_terms_are_equations_6_and_7() -> None:
+    batch, teacher_logits, teacher_value = make_batch(), torch.randn(5, 6), torch.randn(5)
+    terms = distillation_terms("actor+critic", batch, teacher_logits, teacher_value)
+    p, q = teacher_logits.double().softmax(-1), batch.logits.detach().double().softmax(-1)
+    divergence = (p * (p / q).log()).sum() / 5
+    error = 0.5 * ((batch.value - teacher_value) ** 2).sum() / 5
+    assert terms["actor_distillation"].item() == pytest.approx(divergence.item(), rel=1e-5)
+    assert terms["critic_distillation"].item() == pytest.approx(error.item(), rel=1e-5)
+
+
+def test_distillation_without_a_teacher_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"model\.teacher: distillation 'actor' needs a teacher"):
+        TeacherModule("four_conv", **SETTINGS, distillation="actor")
+
+
+def test_the_teacher_is_loaded_for_training_alone_and_never_part_of_the_student(path: Path) -> None:
+    module = TeacherModule("four_conv", **SETTINGS, distillation="actor", teacher=str(path))
+    names, size = set(module.state_dict()), len(list(module.parameters()))
+    module.setup("test")
+    assert not module._teacher
+    module.setup("fit")
+    assert len(module._teacher) == 1
+    assert set(module.state_dict()) == names
+    assert len(list(module.parameters())) == size
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_of(module: Any, path: Path) -> None:
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def test_an_exported_checkpoint_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    module = TeacherModule("four_conv", **SETTINGS)
+    module.env_steps = 77
+    checkpoint_of(module, tmp_path / "run.ckpt")
+    test = {"score": 3.5, "score_low95": 3.0, "score_high95": 4.0, "games": 30.0, "actions": "sampled", "macs": 1.0}
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    args = f"--ckpt_path {tmp_path}/run.ckpt --output {tmp_path}/out/agent --test {tmp_path}/test.json".split()
+    export([*args, "--trained_by", "fit --config teacher.yaml"])
+    assert "agent.safetensors and agent.json: four_conv for pong" in capsys.readouterr().out
+
+    card = json.loads((tmp_path / "out" / "agent.json").read_text())
+    assert {name: card[name] for name in CARD.to_dict()} == replace(CARD, env_steps=77).to_dict()
+    assert card["macs"] == count_macs(module.agent.backbone, torch.Size(FRAME))
+    assert card["parameters"] == count_parameters(module.agent)
+    assert card["score"] == {name: test[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
+    assert card["trained_by"] == "fit --config teacher.yaml"
+    with torch.no_grad():
+        expected = module.agent.eval()(random_pixels())
+        # the checkpoint itself teaches as well
+        for file in (tmp_path / "out" / "agent.safetensors", tmp_path / "run.ckpt"):
+            for new, old in zip(load(file)(random_pixels()), expected, strict=True):
+                assert torch.equal(new, old)
+
+
+def test_a_retrained_agent_is_exported_with_its_architecture(tmp_path: Path) -> None:
+    architecture = Architecture(("skip", "conv_k3"), Plan((1, 1), (4, 8)), FRAME, macs=0, parameters=0)
+    architecture.save(tmp_path / "a.json")
+    module = AgentModule(str(tmp_path / "a.json"), **SETTINGS)
+    checkpoint_of(module, tmp_path / "run.ckpt")
+    export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")])
+    module.agent.eval()
+    with torch.no_grad():
+        answers = zip(load(tmp_path / "agent.safetensors")(random_pixels()), module.agent(random_pixels()), strict=True)
+        assert all(torch.equal(new, old) for new, old in answers)
+
+
+def test_a_supernet_is_not_exported(tmp_path: Path) -> None:
+    module = SearchModule(Plan((1, 1, 1), (4, 4, 4)), **SETTINGS)
+    checkpoint_of(module, tmp_path / "run.ckpt")
+    with pytest.raises(SettingError, match="supernet"):
+        export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")])
+    assert not list(tmp_path.glob("agent*"))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", None])
+def test_a_wrong_test_file_is_refused(tmp_path: Path, content: str | None) -> None:
+    checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
+    if content is not None:
+        (tmp_path / "test.json").write_text(content)
+    args = ["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")]
+    with pytest.raises(SettingError, match="--test"):
+        export([*args, "--test", str(tmp_path / "test.json")])
+
+
+def test_a_missing_checkpoint_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--ckpt_path: there is no checkpoint"):
+        export(["--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "agent")])
+
+
+# --- bundled teachers -------------------------------------------------------------------------------------------------
+
+
+def test_every_bundled_teacher_loads_by_name_and_says_what_it_is_worth() -> None:
+    for name, path in bundled_teachers().items():
+        card = json.loads(path.with_suffix(".json").read_text())
+        teacher = load_teacher(name, card["game"], tuple(card["frame_shape"]), card["num_actions"])
+        logits, _ = teacher(random_pixels(2, tuple(card["frame_shape"])))
+        assert logits.isfinite().all()
+        assert card["score"]["games"] >= 1, name
+        assert card["score"]["score_low95"] <= card["score"]["score"] <= card["score"]["score_high95"], name
+        assert card["trained_by"], name
