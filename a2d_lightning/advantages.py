@@ -1,6 +1,6 @@
 """Advantages delta_t and value targets of a rollout: one class per estimator, chosen in YAML; TorchRL computes."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 from torchrl.objectives.value.functional import generalized_advantage_estimate, td0_return_estimate
@@ -8,7 +8,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate, 
 from a2d_lightning.errors import SettingError
 
 
-class AdvantageEstimator(Protocol):
+class AdvantageEstimator(ABC):
     """Turns a rollout's values into advantages and value targets.
 
     All arguments are ``[num_envs, T]``; ``reward`` float, ``value`` V(s_t), ``next_value`` V(s_t+1), ``terminated``
@@ -16,14 +16,14 @@ class AdvantageEstimator(Protocol):
     ``(advantage, value_target)``, each float ``[num_envs, T]``, not differentiable.
     """
 
+    @abstractmethod
     def __call__(
         self, gamma: float, value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See the class."""
-        ...
 
 
-class TDError:
+class TDError(AdvantageEstimator):
     """Eq. 4: delta_t = r_t + gamma V(s_t+1) - V(s_t)."""
 
     def __call__(
@@ -35,7 +35,7 @@ class TDError:
         return target - value.detach(), target
 
 
-class GAE:
+class GAE(AdvantageEstimator):
     """Generalized advantage estimation (arXiv 1506.02438): sum_k (gamma lambda)^k delta_t+k.
 
     Args:

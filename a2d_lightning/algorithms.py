@@ -1,8 +1,8 @@
 """What a rollout teaches the actor: A2C's one update (the paper's), or PPO's several, chosen in YAML."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from tensordict import TensorDict
@@ -28,19 +28,19 @@ class Minibatch:
     rows: Tensor  # int64 [N], positions in the flattened rollout [n * T]
 
 
-class Algorithm(Protocol):
+class Algorithm(ABC):
     """How a rollout becomes updates. The caller steps the optimizers after each minibatch that is yielded."""
 
+    @abstractmethod
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
         """Minibatches to update on, one after another."""
-        ...
 
+    @abstractmethod
     def policy_loss(self, batch: Minibatch) -> Tensor:
         """The actor's loss on one minibatch, a scalar."""
-        ...
 
 
-class A2C:
+class A2C(Algorithm):
     """One update on the whole rollout with Eq. 3; one joint forward of its T+1 observations."""
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
@@ -62,7 +62,7 @@ class A2C:
         return losses.policy_loss(batch.logits, batch.action, batch.advantage)
 
 
-class PPO:
+class PPO(Algorithm):
     """Several epochs of clipped updates a rollout (arXiv 1707.06347), advantages normalized per minibatch.
 
     Args:

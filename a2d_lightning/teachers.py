@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
@@ -193,8 +193,7 @@ def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in agent.state_dict().items()}, path)
+        path.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in agent.state_dict().items()}))
         path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SettingError(f"{path}: cannot be written ({reason}); choose another --output.") from error
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be written ({error.strerror}); choose another --output.") from error

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from a2d_lightning.search_space import OPERATORS, Architecture, Plan, operator_macs
 from a2d_lightning.networks import count_parameters
+from a2d_lightning.search_space import OPERATORS, Architecture, Plan, operator_macs
 
 
 @pytest.fixture(scope="session", autouse=True)

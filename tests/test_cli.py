@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from a2d_lightning.cli import main
+from a2d_lightning.data import RolloutDataModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -104,8 +105,6 @@ def test_a_test_without_weights_says_what_it_needs(run):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeypatch, tmp_path, capsys):
     # rewards of NaN reach L_value through the target and L_policy through the advantage, entropy stays finite
-    from a2d_lightning.data import RolloutDataModule
-
     real = RolloutDataModule.for_learning
 
     def poisoned(self, rollout):

@@ -349,9 +349,7 @@ def test_a_gymnasium_id_keeps_its_name_and_an_atari_one_becomes_its_rom() -> Non
     assert canonical_game("ALE/Pong-v5") == canonical_game("PongNoFrameskip-v4") == "pong"
 
 
-def test_car_racing_drives_and_is_reset_where_it_was_truncated(
-    make: MakeGame, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_car_racing_drives_and_is_reset_where_it_was_truncated(make: MakeGame, monkeypatch: pytest.MonkeyPatch) -> None:
     # 40 frames, ten decisions, instead of 1000
     monkeypatch.setattr(gymnasium.registry["CarRacing-v3"], "max_episode_steps", 40)
     env = make("CarRacing-v3", 2, FrameSettings(size=48))

@@ -219,7 +219,7 @@ class ActorCriticModule(L.LightningModule):
     def _check_finite(self, terms: dict[str, Tensor]) -> None:
         if torch.isfinite(torch.stack([term.detach() for term in terms.values()])).all():
             return
-        wrong = {name: float(term) for name, term in terms.items() if not torch.isfinite(term)}
+        wrong = {name: float(term.detach()) for name, term in terms.items() if not torch.isfinite(term)}
         raise NonFiniteError(
             f"loss term {', '.join(f'{name} is {value}' for name, value in wrong.items())} at environment step "
             f"{self.env_steps:,} (rank {self.global_rank}); the last checkpoint is kept, lower the learning rate and "

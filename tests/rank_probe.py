@@ -1,0 +1,39 @@
+"""A callback for the tests of several processes: writes what each rank saw and has."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import lightning as L
+import torch
+
+
+def digest(tensors) -> str:
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+class RankProbe(L.Callback):
+    """After every update: a hash of the parameters, of alpha, of the draw, and of the frames of the rollout."""
+
+    def __init__(self) -> None:
+        self.rows = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        buffers = dict(pl_module.named_buffers())
+        self.rows.append(
+            {
+                "weights": digest(pl_module.parameters()),
+                "alpha": digest(p for n, p in pl_module.named_parameters() if n.endswith("alpha_logits")),
+                "draw": digest(b for n, b in buffers.items() if n.endswith("gumbel")),
+                "frames": digest([batch["pixels"]]),
+                "env_steps": pl_module.env_steps,
+            }
+        )
+
+    def on_train_end(self, trainer, pl_module):
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        path = Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.json"
+        path.write_text(json.dumps({"rows": self.rows, "scores": scores, "threads": torch.get_num_threads()}))

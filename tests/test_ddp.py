@@ -1,0 +1,64 @@
+"""Two processes (gloo, CPU) of each stage: one model, different games, one clock, one writer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+def fit_on_two_ranks(stage: str, run_dir: Path, *args: str) -> list[dict]:
+    """Runs the command line with two processes; what each rank saw."""
+    command = [
+        *(sys.executable, "-m", "a2d_lightning", "fit", "--config", f"configs/{stage}.yaml"),
+        *("--config", "configs/scale/smoke.yaml", "--run_dir", str(run_dir), "--data.total_env_steps", "240"),
+        *("--data.env_steps_per_epoch", "240", "--data.evaluation_games", "3"),
+        *("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"),
+        *("--trainer.callbacks+=tests.rank_probe.RankProbe", *args),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((run_dir / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "args"),
+    [
+        ("teacher", []),
+        (
+            "teacher",
+            ["--model.algorithm", "PPO", "--data.rollout_length", "15", "--model.algorithm.num_minibatches", "2"],
+        ),
+        ("search", []),
+        ("retrain", []),
+    ],
+    ids=["teacher", "teacher by PPO", "search", "retrain"],
+)
+def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, small_architecture):
+    if stage == "retrain":
+        args = ["--model.architecture", str(small_architecture)]
+    first, second = fit_on_two_ranks(stage, tmp_path / "run", *args)
+    rows = list(zip(first["rows"], second["rows"], strict=True))
+    length = 15 if "15" in args else 5
+    # 2 ranks x 4 environments x rollout length
+    assert [a["env_steps"] for a, _ in rows] == [8 * length * (i + 1) for i in range(240 // (8 * length))]
+    for mine, theirs in rows:
+        assert mine["frames"] != theirs["frames"]
+        for same in ("weights", "alpha", "draw", "env_steps"):
+            assert mine[same] == theirs[same], same
+    assert len({row["weights"] for row in first["rows"]}) == len(rows)  # and they do learn
+    if stage == "search":
+        assert len({row["alpha"] for row in first["rows"]}) == len(rows)
+        assert len({row["draw"] for row in first["rows"]}) == len(rows)
+    # three games over two ranks: none twice, none lost, and every rank knows the mean
+    assert first["scores"] == second["scores"]
+    assert first["scores"]["val/games"] == 3
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["env_steps"] == 240
+    assert sorted(p.name for p in (tmp_path / "run").glob("metrics*.csv")) == ["metrics.csv"]

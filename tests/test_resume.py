@@ -1,0 +1,124 @@
+"""Resuming goes on with weights, optimizers, alpha, tau, the draws, schedules and the clock as they were."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2d_lightning.cli import main
+from a2d_lightning.modules.actor_critic import ActorCriticModule
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+ROLLOUT = 20
+"""4 environments x 5 steps in the smoke overlay."""
+
+
+def fit(stage: str, run_dir: Path, total: int, *args: str) -> None:
+    main(
+        [
+            *("fit", "--config", str(CONFIGS / f"{stage}.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")),
+            *("--run_dir", str(run_dir), "--data.total_env_steps", str(total), "--data.env_steps_per_epoch", "100"),
+            *("--data.evaluation_games", "1", "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"),
+            *args,
+        ]
+    )
+
+
+def same(left, right) -> bool:
+    """Whether two nested states are equal to the bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return left == right
+
+
+@pytest.mark.parametrize("stage", ["teacher", "search", "retrain"])
+def test_a_resumed_run_starts_from_exactly_what_was_saved(stage, monkeypatch, tmp_path, small_architecture):
+    args = [f"--model.architecture={small_architecture}"] if stage == "retrain" else []
+    fit(stage, tmp_path, 200, *args)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["env_steps"] == 200
+    assert len(saved["optimizer_states"]) == (2 if stage == "search" else 1)
+    # RMSProp and Adam have counted one update a rollout
+    assert {float(s["step"]) for o in saved["optimizer_states"] for s in o["state"].values()} == {200 / ROLLOUT}
+
+    seen = {}
+    real = ActorCriticModule.training_step
+
+    def first_step(self, rollout, batch_idx):
+        if not seen:
+            seen["env_steps"] = self.env_steps
+            seen["weights"] = {k: v.clone() for k, v in self.state_dict().items()}
+            seen["optimizers"] = [o.state_dict() for o in self.trainer.optimizers]
+            seen["optimizers"] = torch.utils._pytree.tree_map(
+                lambda x: x.clone() if isinstance(x, torch.Tensor) else x, seen["optimizers"]
+            )
+            seen["rollout"] = rollout["pixels"].clone()
+        real(self, rollout, batch_idx)
+
+    monkeypatch.setattr(ActorCriticModule, "training_step", first_step)
+    fit(stage, tmp_path, 400, *args, "--ckpt_path", "last")
+    assert seen["env_steps"] == 200
+    assert same(
+        {k: v for k, v in seen["weights"].items() if k != "agent.backbone.tau"},
+        {k: v for k, v in saved["state_dict"].items() if k != "agent.backbone.tau"},
+    )
+    assert same(seen["optimizers"], saved["optimizer_states"])
+    after = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert after["env_steps"] == 400
+    assert {float(s["step"]) for o in after["optimizer_states"] for s in o["state"].values()} == {400 / ROLLOUT}
+    if stage == "search":
+        # 100 of 200 decays at half of the new budget
+        assert float(seen["weights"]["agent.backbone.tau"]) == pytest.approx(5 * 0.98**100)
+        assert not same(after["gumbel_generator"], saved["gumbel_generator"])
+
+
+def test_a_resumed_run_keeps_the_earlier_metrics_and_counts_on(tmp_path):
+    fit("teacher", tmp_path, 200)
+    fit("teacher", tmp_path, 400, "--ckpt_path", "last")
+
+    def steps(name: str) -> list[int]:
+        with open(tmp_path / name) as file:
+            return [int(float(row["step"])) for row in csv.DictReader(file)]
+
+    assert steps("metrics-0.csv") == list(range(ROLLOUT, 201, ROLLOUT))
+    assert steps("metrics.csv") == list(range(200 + ROLLOUT, 401, ROLLOUT))
+
+
+def test_the_learning_rate_goes_on_where_it_stood(tmp_path):
+    fit("teacher", tmp_path, 200)
+    fit("teacher", tmp_path, 400, "--ckpt_path", "last")
+    with open(tmp_path / "metrics.csv") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    # the update that starts at step s uses 1e-3 (1 - 0.9 (s / 400 - 1/3) / (2/3)); the first starts at 200
+    expected = [1e-3 * (1 - 0.9 * (s / 400 - 1 / 3) / (2 / 3)) for s in range(200, 400, ROLLOUT)]
+    assert rates == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_resumed_run_does_not_replay_the_first_games(monkeypatch, tmp_path):
+    first = []
+    real = ActorCriticModule.training_step
+
+    def record(self, rollout, batch_idx):
+        if batch_idx == 0 and self.env_steps in (0, 200):
+            first.append(rollout["pixels"].clone())
+        real(self, rollout, batch_idx)
+
+    monkeypatch.setattr(ActorCriticModule, "training_step", record)
+    fit("teacher", tmp_path, 200)
+    fit("teacher", tmp_path, 400, "--ckpt_path", "last")
+    assert len(first) == 2
+    assert not torch.equal(first[0], first[1])
+
+
+def test_settings_of_the_command_line_win_over_the_checkpoints(tmp_path):
+    fit("teacher", tmp_path, 100)
+    fit("teacher", tmp_path, 200, "--ckpt_path", "last", "--model.entropy_coefficient", "0")
+    with open(tmp_path / "metrics.csv") as file:
+        row = next(csv.DictReader(file))
+    policy, value = float(row["loss/policy"]), float(row["loss/value"])
+    assert float(row["loss/total"]) == pytest.approx(policy + value, abs=1e-6)
