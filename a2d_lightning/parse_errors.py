@@ -31,10 +31,11 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
     reason = re.sub(r"- Expected a path but \S+ either not accessible or invalid", "", reason)
     reason = re.split(r" - Expected a <class 'NoneType'>| Given value type:", reason)[0].strip(" -")
     value = re.search(r"Given value: (?:NestedArg\(key='[\w.]+', val=)?'?([^')]*)", text)
-    told = value is None or value[1].startswith("Namespace(") or "Got value" in reason
-    told = told or re.search(rf"(?<![\w.]){re.escape(value[1])}(?![\w.])", reason) is not None
-    given = "" if told or value is None else f" (given: {value[1]})"
-    return f"{'.'.join(keys)}: {reason}{given}"
+    given = value[1] if value else ""
+    told = given.startswith("Namespace(") or "Got value" in reason
+    if given and not told and not re.search(rf"(?<![\w.]){re.escape(given)}(?![\w.])", reason):
+        reason = f"{reason} (given: {given})"
+    return f"{'.'.join(keys)}: {reason}"
 
 
 def _unknown(name: str, known_settings: Sequence[str]) -> str:
