@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from a2d_lightning.curves import curves
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import NonFiniteError, SettingError
 from a2d_lightning.export import export
@@ -26,6 +27,9 @@ from a2d_lightning.teachers import read_agent
 
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
+
+COMMANDS = {"export": export, "curves": curves}
+"""Commands that need neither trainer nor games; the others are LightningCLI's."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -72,6 +76,7 @@ class A2DCLI(LightningCLI):
         """The run folder, and what the model takes from the data."""
         parser.add_argument("--run_dir", type=str, default="runs/run", help="folder for everything that a run writes")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
@@ -171,8 +176,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     _quieten()
     try:
-        if args[:1] == ["export"]:
-            export(args[1:])
+        if args[:1] and args[0] in COMMANDS:
+            COMMANDS[args[0]](args[1:])
         else:
             A2DCLI(expand_overlays(args))
     except NonFiniteError as error:
@@ -185,7 +190,9 @@ def _quieten() -> None:
     """Leaves out what a user can do nothing about."""
     for message in (".*isinstance.treespec, LeafSpec.*", ".*args parameter is intended.*", ".*Previous log files.*"):
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    noise = ("litlogger", "`Trainer.fit` stopped")
+    messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    messages.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
 
 
 def _user_mistake(error: BaseException) -> Exception:

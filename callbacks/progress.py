@@ -34,7 +34,7 @@ class EnvStepsProgress(ProgressBar):
         self.log_every_seconds = log_every_seconds
         self._enabled = True
         self._live: Live | None = None
-        self._console = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False)
         self._shown_at = 0.0
         self._started_at = 0.0
         self._started_env_steps = 0
@@ -78,7 +78,8 @@ class EnvStepsProgress(ProgressBar):
             self._console.print(
                 f"{_env_steps(pl_module):,} environment steps | score of {float(metrics['val/games']):.0f} full games "
                 f"{float(metrics['val/score']):.2f} (95 % interval {float(metrics['val/score_low95']):.2f} to "
-                f"{float(metrics['val/score_high95']):.2f}) in {time.monotonic() - self._evaluation_started_at:.0f} s"
+                f"{float(metrics['val/score_high95']):.2f}) in {time.monotonic() - self._evaluation_started_at:.0f} s",
+                soft_wrap=True,
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -112,7 +113,7 @@ class EnvStepsProgress(ProgressBar):
         if self._live is not None:
             self._live.update(Text(line))
         else:
-            self._console.print(line)
+            self._console.print(line, soft_wrap=True)
 
     def _stop(self) -> None:
         if self._live is not None:

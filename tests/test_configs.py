@@ -93,3 +93,10 @@ def test_any_value_can_be_overridden_on_the_command_line(monkeypatch, tmp_path, 
     cli = instantiated(monkeypatch, tmp_path, *args, *values)
     assert (cli.model.lambda_cost, cli.datamodule.num_envs, cli.model.game) == (0.5, 3, atari_rom("Breakout"))
     assert cli.model.num_actions == 4
+
+
+def test_one_seed_sets_games_actions_and_draws(monkeypatch, tmp_path, small_architecture):
+    args = [*stage_args("search", small_architecture), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
+    cli = instantiated(monkeypatch, tmp_path, *args, "--seed_everything", "7")
+    assert cli.datamodule.seed == 7
+    assert cli.model.gumbel_generator.initial_seed() == 7

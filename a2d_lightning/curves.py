@@ -1,0 +1,108 @@
+"""``python -m a2d_lightning curves``: a run's metrics against environment steps, as one picture."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+from jsonargparse import ArgumentParser
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from a2d_lightning.errors import SettingError
+
+Series = list[tuple[float, float]]
+"""(environment steps, value)."""
+
+PANELS: dict[str, tuple[str, ...]] = {
+    "score": ("train/recent_game_score", "val/score"),
+    "loss terms": ("loss/policy", "loss/value", "loss/actor_distillation", "loss/critic_distillation"),
+    "policy entropy (nats)": ("policy/entropy",),
+    "KL, acted to updated (nats)": ("policy/kl_acted_updated",),
+    "explained variance": ("value/explained_variance",),
+    "learning rate": ("learning_rate",),
+    "tau": ("search/tau",),
+    "MACs": ("search/expected_macs", "search/argmax_macs"),
+    "entropy of each cell (nats)": ("search/entropy_cell*",),
+    "margin of each cell (logits)": ("search/margin_cell*",),
+    "gradient norm of alpha": ("gradient/alpha_reward_norm", "gradient/alpha_cost_norm"),
+    "skips": ("search/skips",),
+}
+"""What is drawn together; a panel without data is left out."""
+
+LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate"}
+
+
+def curves(args: list[str]) -> None:
+    """Draws ``run_dir/metrics*.csv``.
+
+    Raises:
+        SettingError: there are no metrics, or the picture cannot be written.
+    """
+    parser = ArgumentParser(prog="a2d_lightning curves", description=__doc__, exit_on_error=False)
+    parser.add_argument("--run_dir", type=str, required=True, help="folder of a run")
+    parser.add_argument("--output", type=str, default=None, help="picture; run_dir/curves.png if absent")
+    settings = parser.parse_args(args)
+    run_dir = Path(settings.run_dir)
+    metrics = read_metrics(run_dir)
+    output = Path(settings.output or run_dir / "curves.png")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        draw(metrics, output, title=run_dir.name)
+    except OSError as error:
+        raise SettingError(f"--output: {str(output)!r} cannot be written ({error.strerror}).") from error
+    print(output)
+
+
+def read_metrics(run_dir: Path) -> dict[str, Series]:
+    """Every metric of a run as (environment steps, value), over all the times that it was resumed.
+
+    Raises:
+        SettingError: no metrics in ``run_dir``.
+    """
+    metrics: dict[str, Series] = {}
+    files = sorted(run_dir.glob("metrics*.csv"))
+    if not files:
+        raise SettingError(f"--run_dir: {str(run_dir)!r} holds no metrics.csv; name the folder of a run.")
+    for file in files:
+        with open(file, newline="") as lines:
+            for row in csv.DictReader(lines):
+                for name, value in row.items():
+                    if value and name != "step":
+                        metrics.setdefault(name, []).append((float(row["step"]), float(value)))
+    return {name: sorted(series) for name, series in metrics.items()}
+
+
+def draw(metrics: dict[str, Series], output: Path, title: str) -> None:
+    """Writes the panels that have data, three in a row."""
+    matplotlib.use("Agg")
+    panels = [(name, _matching(metrics, patterns)) for name, patterns in PANELS.items()]
+    panels = [(name, found) for name, found in panels if found]
+    rows = -(-len(panels) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(13, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (name, found) in zip(axes.flat, panels, strict=False):
+        _panel(axis, name, {key: metrics[key] for key in found})
+    figure.suptitle(title)
+    figure.savefig(output, dpi=100)
+    plt.close(figure)
+
+
+def _matching(metrics: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
+    return [name for name in sorted(metrics) for pattern in patterns if Path(name).match(pattern)]
+
+
+def _panel(axis: Axes, name: str, lines: dict[str, Series]) -> None:
+    for key, series in lines.items():
+        steps, values = zip(*series, strict=True)
+        marker = "o-" if key == "val/score" else "-"
+        axis.plot(steps, values, marker, linewidth=1, label=key.rpartition("/")[2])
+    axis.set_title(name, fontsize=10)
+    axis.set_xlabel("environment steps", fontsize=8)
+    if name in LOGARITHMIC:
+        axis.set_yscale("log")
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    if len(lines) > 1:
+        axis.legend(fontsize=7)

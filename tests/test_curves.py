@@ -1,0 +1,23 @@
+"""The curves of a run, over all the times it was resumed."""
+
+import pytest
+
+from a2d_lightning.curves import curves, read_metrics
+from a2d_lightning.errors import SettingError
+
+
+def test_metrics_of_a_resumed_run_are_joined_in_order(tmp_path):
+    (tmp_path / "metrics-0.csv").write_text("step,loss/value,val/score\n100,1.5,\n200,,-20\n")
+    (tmp_path / "metrics.csv").write_text("loss/value,step\n0.5,300\n")
+    assert read_metrics(tmp_path) == {"loss/value": [(100, 1.5), (300, 0.5)], "val/score": [(200, -20)]}
+
+
+def test_a_picture_is_written(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,val/score,search/entropy_cell00\n100,-20,2.1\n200,-19,2.0\n")
+    curves(["--run_dir", str(tmp_path)])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_metrics_is_named(tmp_path):
+    with pytest.raises(SettingError, match=r"holds no metrics\.csv"):
+        curves(["--run_dir", str(tmp_path)])
