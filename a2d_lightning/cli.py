@@ -1,5 +1,6 @@
 """The command line: LightningCLI with the links between data and model, run folders, and one-line errors."""
 
+import importlib
 import inspect
 import json
 import logging
@@ -9,18 +10,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from gymnasium.error import DependencyNotInstalled
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from a2d_lightning.curves import curves
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import NonFiniteError, SettingError
-from a2d_lightning.export import export
 from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.networks import count_parameters
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
 from a2d_lightning.teachers import read_agent
@@ -28,8 +31,8 @@ from a2d_lightning.teachers import read_agent
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
 
-COMMANDS = {"export": export, "curves": curves}
-"""Commands that need neither trainer nor games; the others are LightningCLI's."""
+COMMANDS = ("export", "curves")
+"""Commands that need no trainer: modules of this package with a function of their name. LightningCLI has the others."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -84,22 +87,17 @@ class A2DCLI(LightningCLI):
         """Puts logs and checkpoints of the run into ``run_dir``."""
         run_dir = Path(self._get(self.config, "run_dir"))
         _check_writable(run_dir)
+        if self._get(self.config, "trainer").get("default_root_dir") is not None:
+            raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
         if self._get(self.config, "trainer").get("logger") in (None, True):
-            kwargs["logger"] = self._loggers(run_dir) if self.subcommand == "fit" else False
+            loggers = [TensorBoardLogger(run_dir, name="", version=""), CSVLogger(run_dir, name="", version="")]
+            kwargs["logger"] = loggers if self.subcommand == "fit" else False
         trainer: Any = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run_dir / "checkpoints")
         return trainer
-
-    def _loggers(self, run_dir: Path) -> list[Any]:
-        csv = run_dir / "metrics.csv"
-        if csv.exists() and _is_rank_zero():
-            # Lightning would delete the metrics of the run that is resumed
-            earlier = len(list(run_dir.glob("metrics-*.csv")))
-            csv.rename(run_dir / f"metrics-{earlier}.csv")
-        return [TensorBoardLogger(run_dir, name="", version=""), CSVLogger(run_dir, name="", version="")]
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user asks for
@@ -107,7 +105,8 @@ class A2DCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        checkpoints = Path(self._get(self.config, "run_dir")) / "checkpoints"
+        run_dir = Path(self._get(self.config, "run_dir"))
+        checkpoints = run_dir / "checkpoints"
         if subcommand != "fit":
             kwargs["verbose"] = False  # after_test prints
         kwargs["ckpt_path"] = _checkpoint(kwargs.get("ckpt_path"), checkpoints)
@@ -116,30 +115,44 @@ class A2DCLI(LightningCLI):
                 _check_unused(checkpoints)
             elif not isinstance(self.model, RandomModule):
                 raise SettingError(f"--ckpt_path: `{subcommand}` needs one: a path, or best or last of --run_dir.")
+        if subcommand == "fit":
+            _keep_metrics(run_dir)
         return kwargs
 
     def after_test(self) -> None:
-        """Prints the score and writes ``run_dir/test.json``."""
+        """Prints the score and writes ``run_dir/test-<actions>.json``."""
         if not self.trainer.is_global_zero:
             return
-        result = {name.removeprefix("test/"): float(value) for name, value in self.trainer.callback_metrics.items()}
-        result = {"game": self.datamodule.game, "actions": self.model.evaluation_actions, **result}
+        metrics = self.trainer.callback_metrics
+        result = {name.removeprefix("test/"): round(float(metrics[name]), 4) for name in metrics if name != "step"}
+        result = {
+            "game": self.datamodule.game,
+            "actions": self.model.evaluation_actions,
+            **result,
+            "env_steps": self.model.env_steps,
+            "macs": self.model.macs(),
+            "parameters": count_parameters(self.model.agent),
+        }
         path = Path(self.trainer.default_root_dir) / f"test-{self.model.evaluation_actions}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
         print(
             f"{self.datamodule.game}: mean score of {result['games']:.0f} full games {result['score']:.2f} "
             f"(95 % interval {result['score_low95']:.2f} to {result['score_high95']:.2f}; {result['score_min']:g} to "
             f"{result['score_max']:g}), actions {self.model.evaluation_actions}; {result['macs']:,.0f} MACs a frame, "
-            f"{result['parameters']:,.0f} parameters, trained for {result['step']:,.0f} environment steps -> {path}"
+            f"{result['parameters']:,.0f} parameters, trained for {result['env_steps']:,} environment steps -> {path}"
         )
 
 
-def _is_rank_zero() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+@rank_zero_only
+def _keep_metrics(run_dir: Path) -> None:
+    """Lightning would delete the metrics of the run that is resumed."""
+    csv = run_dir / "metrics.csv"
+    if csv.exists():
+        csv.rename(run_dir / f"metrics-{len(list(run_dir.glob('metrics-*.csv')))}.csv")
 
 
 def _seed(seed: Any) -> int:
-    return int(seed) if isinstance(seed, int) else 0
+    return int(seed) if isinstance(seed, int) and not isinstance(seed, bool) else 0
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -177,7 +190,8 @@ def main(args: list[str] | None = None) -> None:
     _quieten()
     try:
         if args[:1] and args[0] in COMMANDS:
-            COMMANDS[args[0]](args[1:])
+            command = importlib.import_module(f"a2d_lightning.{args[0]}")
+            getattr(command, args[0])(args[1:])
         else:
             A2DCLI(expand_overlays(args))
     except NonFiniteError as error:
@@ -196,13 +210,17 @@ def _quieten() -> None:
 
 
 def _user_mistake(error: BaseException) -> Exception:
-    """What a user can mend: jsonargparse wraps a SettingError that a model's constructor raises in one of its own."""
+    """What a user can mend: a wrong setting, or an optional package that it needs.
+
+    jsonargparse wraps what a constructor raises in errors of its own.
+    """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, SettingError):
+        if isinstance(cause, SettingError | DependencyNotInstalled):
             return cause
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, ArgumentError):
+    missing = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)
+    if isinstance(error, Exception) and (missing or isinstance(error, ArgumentError | MisconfigurationException)):
         return error
     raise error
 

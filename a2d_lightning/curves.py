@@ -64,13 +64,23 @@ def read_metrics(run_dir: Path) -> dict[str, Series]:
     files = sorted(run_dir.glob("metrics*.csv"))
     if not files:
         raise SettingError(f"--run_dir: {str(run_dir)!r} holds no metrics.csv; name the folder of a run.")
-    for file in files:
+    resumed_at = float("inf")
+    for file in sorted(files, key=_order, reverse=True):
         with open(file, newline="") as lines:
-            for row in csv.DictReader(lines):
-                for name, value in row.items():
-                    if value and name != "step":
-                        metrics.setdefault(name, []).append((float(row["step"]), float(value)))
+            # what came after the checkpoint that a later session went on from was done again
+            rows = [row for row in csv.DictReader(lines) if row["step"] and float(row["step"]) < resumed_at]
+        for row in rows:
+            for name, value in row.items():
+                if value and name != "step":
+                    metrics.setdefault(name, []).append((float(row["step"]), float(value)))
+        resumed_at = min((float(row["step"]) for row in rows), default=resumed_at)
     return {name: sorted(series) for name, series in metrics.items()}
+
+
+def _order(file: Path) -> float:
+    """metrics-0.csv is the oldest, metrics.csv the newest."""
+    number = file.stem.removeprefix("metrics").removeprefix("-")
+    return float(number) if number else float("inf")
 
 
 def draw(metrics: dict[str, Series], output: Path, title: str) -> None:

@@ -124,7 +124,6 @@ class RolloutDataModule(L.LightningDataModule):
         self.evaluation_games = evaluation_games
         self.num_env_threads = num_env_threads
         self.seed = seed
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.collector: Collector | None = None
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
@@ -158,10 +157,16 @@ class RolloutDataModule(L.LightningDataModule):
         return self.num_envs * self.rollout_length * world_size
 
     def setup(self, stage: str) -> None:
-        """Sets the trainer's epochs from the budget of environment steps; a smaller ``max_epochs`` stops sooner."""
-        if stage == "fit" and self.trainer is not None:
-            asked = self.trainer.max_epochs
-            self.trainer.fit_loop.max_epochs = self.num_epochs if asked in (None, -1) else min(asked, self.num_epochs)
+        """Checks what only the trainer knows.
+
+        Raises:
+            SettingError: a process would have no game to evaluate, and the others would wait for it.
+        """
+        if self.trainer is not None and self.evaluation_games < self.trainer.world_size:
+            raise SettingError(
+                f"data.evaluation_games: {self.evaluation_games} games for {self.trainer.world_size} processes; each "
+                "needs one at least."
+            )
 
     def train_dataloader(self) -> Iterable[TensorDict]:
         """Builds the collector around the module's agent, which is on its device by now."""
@@ -184,7 +189,8 @@ class RolloutDataModule(L.LightningDataModule):
                 env_device="cpu",
                 storing_device=device,
                 track_traj_ids=False,
-                return_same_td=True,
+                # on a GPU the collector would yield inside its side stream
+                return_same_td=device.type == "cpu",
                 trust_policy=True,
                 auto_register_policy_transforms=False,
             )

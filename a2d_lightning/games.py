@@ -26,7 +26,11 @@ def atari_rom(game: str) -> str:
     if wanted in by_key:
         return by_key[wanted]
     near = difflib.get_close_matches(wanted, by_key, n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(by_key[key] for key in near)}?" if near else "see the README for the list."
+    hint = (
+        f"did you mean {' or '.join(by_key[key] for key in near)}?"
+        if near
+        else "for another Gymnasium environment give its id with the version, as it is registered."
+    )
     raise SettingError(f"data.game: ale-py ships no game called {game!r}; {hint}")
 
 

@@ -10,6 +10,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
+from a2d_lightning.errors import NonFiniteError
+
 ActionChoice = Literal["sampled", "greedy"]
 
 
@@ -37,6 +39,8 @@ class SamplingPolicy(TensorDictModuleBase):
         """See the class."""
         logits, _ = self.agent(tensordict["pixels"])
         log_pi = F.log_softmax(logits.float(), dim=-1)  # [n, actions]
+        if not torch.isfinite(log_pi).all():
+            raise NonFiniteError("the policy's logits are not finite while acting; lower the learning rate.")
         action = torch.multinomial(log_pi.exp(), 1, generator=self.generator)  # [n, 1]
         tensordict["action"] = action[:, 0]
         tensordict["log_prob"] = log_pi.gather(-1, action)[:, 0]

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
-from a2d_lightning.networks import ActorCritic, build_backbone
+from a2d_lightning.networks import BACKBONES, ActorCritic, build_backbone
 from a2d_lightning.search_space import Architecture, FrameShape
 
 BUNDLED = Path(__file__).parent / "bundled_teachers"
-CARD_VERSION = 1
+IDENTITY = ("game", "network", "frame_shape", "num_actions", "plan", "operators")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AgentCard:
     num_actions: int
     env_steps: int
     architecture: dict[str, Any] | None = None
-    """The derived network, where ``network`` is ``derived``."""
+    """The derived network, where ``network`` is ``derived``; a supernet's plan."""
 
     @staticmethod
     def from_dict(content: dict[str, Any], source: str) -> "AgentCard":
@@ -59,12 +59,25 @@ class AgentCard:
             architecture=content.get("architecture"),
         )
 
+    def identity(self) -> tuple[Any, ...]:
+        """What two cards must share for one's weights to fit the other, named by :data:`IDENTITY`."""
+        architecture = json.loads(json.dumps(self.architecture or {}))  # tuples as lists
+        return (
+            *(self.game, self.network, self.frame_shape, self.num_actions),
+            *(architecture.get("plan"), architecture.get("operators")),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""
         return {**asdict(self), "frame_shape": list(self.frame_shape)}
 
     def build(self) -> ActorCritic:
         """The network, with fresh weights."""
+        if self.network not in (*BACKBONES, "derived"):
+            raise SettingError(
+                f"a checkpoint of network {self.network!r} is no agent that could teach or be exported; of a search, "
+                "retrain the architecture first."
+            )
         architecture = Architecture.from_dict(self.architecture, "card") if self.architecture else None
         backbone = build_backbone(self.network, architecture, self.frame_shape)
         return ActorCritic(backbone, self.frame_shape, self.num_actions)

@@ -17,6 +17,7 @@ _SHOWN = {
     "loss/value": "value {:.3f}",
     "policy/entropy": "entropy {:.2f}",
     "loss/actor_distillation": "KL to teacher {:.3f}",
+    "loss/critic_distillation": "value to teacher {:.3f}",
     "search/tau": "tau {:.2f}",
     "search/expected_macs": "expected MACs {:,.0f}",
 }

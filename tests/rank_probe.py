@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import lightning as L
-import torch
 
 
 def digest(tensors) -> str:
@@ -33,7 +32,10 @@ class RankProbe(L.Callback):
             }
         )
 
+    def on_validation_end(self, trainer, pl_module):
+        self.scored_buffers = digest(pl_module.agent.buffers())
+
     def on_train_end(self, trainer, pl_module):
         scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         path = Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.json"
-        path.write_text(json.dumps({"rows": self.rows, "scores": scores, "threads": torch.get_num_threads()}))
+        path.write_text(json.dumps({"rows": self.rows, "scores": scores, "scored_buffers": self.scored_buffers}))

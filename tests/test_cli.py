@@ -58,6 +58,9 @@ def run(monkeypatch, tmp_path, capsys):
         ("teacher", ["--ckpt_path", "/nowhere.ckpt"], ["--ckpt_path", "/nowhere.ckpt"]),
         ("teacher", ["--config", "/nowhere.yaml"], ["--config", "/nowhere.yaml"]),
         ("teacher", ["--run_dir", "/proc/run"], ["run_dir", "/proc/run"]),
+        ("teacher", ["--trainer.default_root_dir", "x"], ["trainer.default_root_dir", "--run_dir"]),
+        ("teacher", ["--trainer.precision", "16-mixed"], ["trainer.precision", "16-mixed"]),
+        ("teacher", ["--model.optimizer.lr", "-1"], ["model.optimizer", "-1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
@@ -121,6 +124,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeyp
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
     assert "policy is nan, value is nan" in line
     assert "environment step 200" in line
+    assert not list((tmp_path / "run").glob("metrics-*.csv"))
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["env_steps"] == 200
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())

@@ -34,7 +34,7 @@ def stage_args(stage: str, architecture: Path) -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_every_overlay_stacks_on_every_stage(stage, overlay, monkeypatch, tmp_path, small_architecture):
     args = [*stage_args(stage, small_architecture), "--config", str(overlay), *ON_THIS_MACHINE]
-    cli = instantiated(monkeypatch, tmp_path, *args, "--trainer.sync_batchnorm=false")
+    cli = instantiated(monkeypatch, tmp_path, *args)
     asked = yaml.safe_load(overlay.read_text()).get("data", {})
     if "num_envs" in asked:
         assert cli.datamodule.num_envs == asked["num_envs"]

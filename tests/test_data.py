@@ -213,6 +213,7 @@ def quiet_trainer() -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        max_epochs=3,
         num_sanity_val_steps=0,
     )
 
@@ -262,14 +263,14 @@ def test_whole_epochs_cover_the_budget_and_less_than_a_rollout_an_epoch_more() -
         assert 0 <= taken - data.total_env_steps < (data.num_epochs + 1) * data.env_steps_per_rollout
 
 
-@pytest.mark.parametrize(("asked", "epochs"), [(None, 2000), (-1, 2000), (3, 3), (5000, 2000)])
-def test_the_budget_sets_the_trainers_epochs_unless_fewer_are_asked_for(asked: int | None, epochs: int) -> None:
-    # more than the 1000 epochs that Lightning takes for no limit
-    data = toy_data(rollout_length=5, total_env_steps=20_000, env_steps_per_epoch=10)
-    data.trainer = quiet_trainer()
-    data.trainer.fit_loop.max_epochs = asked
+def test_a_process_without_a_game_to_evaluate_is_refused() -> None:
+    # it would skip the evaluation, and the others would wait for its scores
+    data = toy_data(evaluation_games=2)
+    on_rank(data, world_size=3)
+    with pytest.raises(SettingError, match="2 games for 3 processes"):
+        data.setup("fit")
+    on_rank(data, world_size=2)
     data.setup("fit")
-    assert data.trainer.max_epochs == epochs
 
 
 # --- seeds of evaluated games ---------------------------------------------------------------------------------------

@@ -37,12 +37,13 @@ def fit_on_two_ranks(stage: str, run_dir: Path, *args: str) -> list[dict]:
         ),
         ("search", []),
         ("retrain", []),
+        ("retrain", ["--model.distillation", "actor+teacher_critic"]),
     ],
-    ids=["teacher", "teacher by PPO", "search", "retrain"],
+    ids=["teacher", "teacher by PPO", "search", "retrain", "retrain with the teacher's critic"],
 )
 def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, small_architecture):
     if stage == "retrain":
-        args = ["--model.architecture", str(small_architecture)]
+        args = [*args, "--model.architecture", str(small_architecture)]
     first, second = fit_on_two_ranks(stage, tmp_path / "run", *args)
     rows = list(zip(first["rows"], second["rows"], strict=True))
     length = 15 if "15" in args else 5
@@ -59,6 +60,7 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
     # three games over two ranks: none twice, none lost, and every rank knows the mean
     assert first["scores"] == second["scores"]
     assert first["scores"]["val/games"] == 3
+    assert first["scored_buffers"] == second["scored_buffers"]
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["env_steps"] == 240
     assert sorted(p.name for p in (tmp_path / "run").glob("metrics*.csv")) == ["metrics.csv"]

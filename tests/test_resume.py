@@ -122,3 +122,30 @@ def test_settings_of_the_command_line_win_over_the_checkpoints(tmp_path):
         row = next(csv.DictReader(file))
     policy, value = float(row["loss/policy"]), float(row["loss/value"])
     assert float(row["loss/total"]) == pytest.approx(policy + value, abs=1e-6)
+
+
+def test_a_learning_rate_that_is_changed_on_resume_is_used(tmp_path):
+    fit("search", tmp_path, 100)
+    fit(
+        *("search", tmp_path, 200, "--ckpt_path", "last", "--model.optimizer.lr", "0.002"),
+        *("--model.alpha_learning_rate", "0.5"),
+    )
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    # at the last update, which starts at step 180 of 200
+    factor = 1 - 0.9 * (0.9 - 1 / 3) / (2 / 3)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.002 * factor, rel=1e-5)
+    assert saved["optimizer_states"][1]["param_groups"][0]["lr"] == 0.5
+
+
+def test_a_budget_is_kept_whatever_the_epochs_of_the_resumed_run(tmp_path):
+    fit("teacher", tmp_path, 400)  # four epochs of 100
+    fit("teacher", tmp_path, 800, "--ckpt_path", "last", "--data.env_steps_per_epoch", "200")
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["env_steps"] == 800
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
+    fit("search", tmp_path, 100)
+    with pytest.raises(SystemExit):
+        fit("search", tmp_path, 200, "--ckpt_path", "last", "--model.plan.channels", "[8,16,16]")
+    assert "the checkpoint's plan is" in capsys.readouterr().err

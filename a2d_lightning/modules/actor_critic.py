@@ -23,11 +23,11 @@ from a2d_lightning.envs import GameEnv
 from a2d_lightning.errors import NonFiniteError, SettingError
 from a2d_lightning.evaluation import confidence_interval, play_games
 from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import ActorCritic, count_parameters
+from a2d_lightning.networks import ActorCritic
 from a2d_lightning.policy import ActionChoice, choose
 from a2d_lightning.schedules import PiecewiseLinear
 from a2d_lightning.search_space import FrameShape
-from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.teachers import IDENTITY, AgentCard, FrozenTeacher, load_teacher
 
 RECENT_GAMES = 100
 
@@ -113,6 +113,7 @@ class ActorCriticModule(L.LightningModule):
                 "--model.distillation none."
             )
         self.env_steps = 0
+        self._learning_rates: list[float] = []
         # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
         self._teacher: tuple[FrozenTeacher, ...] = ()
         # of this rank's games: ranks end games at different times, so a sum over them would wait for ever
@@ -127,14 +128,31 @@ class ActorCriticModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Loads the teacher; only training needs it."""
+        if not trains_critic(self.distillation):
+            # it gets no gradient, and DDP would wait for one
+            self.agent.critic.requires_grad_(False)
         if stage == "fit" and self.distillation != "none":
             teacher = load_teacher(str(self.teacher_name), self.game, self.frame_shape, self.num_actions)
             self._teacher = (teacher,)
 
     def on_fit_start(self) -> None:
-        """Moves the teacher to the agent's device."""
+        """Moves the teacher to the agent's device.
+
+        Raises:
+            SettingError: a precision in which acting and updating would differ.
+        """
+        if self.trainer.precision != "32-true":
+            raise SettingError(f"trainer.precision: {self.trainer.precision} is not supported yet; use 32-true.")
         for teacher in self._teacher:
             teacher.to(self.device)
+
+    def on_train_start(self) -> None:
+        """A run whose budget is spent does not start again."""
+        self.trainer.should_stop = self.env_steps >= self.total_env_steps
+
+    def on_train_epoch_end(self) -> None:
+        """Ends the run at the first epoch's end that has the budget spent, however long earlier epochs were."""
+        self.trainer.should_stop = self.trainer.should_stop or self.env_steps >= self.total_env_steps
 
     def weights(self) -> list[torch.nn.Parameter]:
         """theta: the parameters that the weights' optimizer updates and whose gradient is clipped."""
@@ -142,9 +160,11 @@ class ActorCriticModule(L.LightningModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """The weights' optimizer."""
-        optimizer = self.optimizer(self.weights())
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
+        try:
+            optimizer = self.optimizer(self.weights())
+        except (ValueError, TypeError) as error:
+            raise SettingError(f"model.optimizer: {error}.") from error
+        self._learning_rates = [group["lr"] for group in optimizer.param_groups]
         return [optimizer]
 
     # --- learning -------------------------------------------------------------------------------------------------
@@ -160,7 +180,7 @@ class ActorCriticModule(L.LightningModule):
             return self.advantage(self.gamma, value, next_value, after["reward"], after["done"], after["terminated"])
 
         self._set_learning_rate()
-        metrics: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor | float] = {}
         for update, batch in enumerate(self.algorithm.minibatches(self.agent, rollout, estimate)):
             if update == 0:
                 metrics |= _agreement(batch)
@@ -192,6 +212,7 @@ class ActorCriticModule(L.LightningModule):
         optimizer.zero_grad()
         self.manual_backward(total)
         norm = self.clip_weights_gradient()
+        self._check_finite({"gradient": norm})
         optimizer.step()
         return {"loss/total": total.detach(), "gradient/weights_norm": norm}
 
@@ -210,33 +231,37 @@ class ActorCriticModule(L.LightningModule):
         return logits.unflatten(0, rollout.shape), value.unflatten(0, rollout.shape), torch.empty(0)
 
     def _set_learning_rate(self) -> None:
-        if self.learning_rate_schedule is None:
-            return
-        factor = self.learning_rate_schedule(self.env_steps / self.total_env_steps)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = group["base_lr"] * factor
+        schedule = self.learning_rate_schedule
+        factor = schedule(self.env_steps / self.total_env_steps) if schedule is not None else 1.0
+        # from the settings, not from the optimizer's state: a resumed run follows what it is told now
+        for group, rate in zip(self.trainer.optimizers[0].param_groups, self._learning_rates, strict=True):
+            group["lr"] = rate * factor
 
     def _check_finite(self, terms: dict[str, Tensor]) -> None:
         if torch.isfinite(torch.stack([term.detach() for term in terms.values()])).all():
             return
         wrong = {name: float(term.detach()) for name, term in terms.items() if not torch.isfinite(term)}
         raise NonFiniteError(
-            f"loss term {', '.join(f'{name} is {value}' for name, value in wrong.items())} at environment step "
-            f"{self.env_steps:,} (rank {self.global_rank}); the last checkpoint is kept, lower the learning rate and "
-            "resume with --ckpt_path last."
+            f"{', '.join(f'{name} is {value}' for name, value in wrong.items())} before the update at environment step "
+            f"{self.env_steps:,} (rank {self.global_rank}); checkpoints are as they were: lower the learning rate and "
+            "go on with --ckpt_path last."
         )
 
     def _count(self, rollout: TensorDict) -> None:
         self.env_steps += rollout.numel() * self.trainer.world_size
         self.recent_game_scores.extend(rollout["next", "game_score"][rollout["next", "game_over"]].tolist())
 
-    def _log_training(self, metrics: dict[str, Tensor]) -> None:
-        metrics["learning_rate"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+    def _log_training(self, metrics: dict[str, Tensor | float]) -> None:
+        metrics["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.recent_game_scores:
-            metrics["train/recent_game_score"] = torch.tensor(fmean(self.recent_game_scores))
-        # float64: float32 rounds large counts
-        self.log("step", torch.tensor(self.env_steps, dtype=torch.float64))
+            metrics["train/recent_game_score"] = fmean(self.recent_game_scores)
+        self.log("step", self._clock())
         self.log_dict(metrics)
+
+    def _clock(self) -> Tensor:
+        """Environment steps for the loggers' axis, in float64: float32 rounds large counts."""
+        device = "cpu" if self.device.type == "mps" else self.device  # Apple's has no float64
+        return torch.tensor(self.env_steps, dtype=torch.float64, device=device)
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
@@ -244,6 +269,12 @@ class ActorCriticModule(L.LightningModule):
         """Actions int64 ``[B]`` of evaluated games, for pixels uint8 ``[B, stack, h, w]``."""
         logits, _ = self.agent(pixels.to(self.device))
         return choose(logits, self.evaluation_actions, generator)
+
+    def on_validation_start(self) -> None:
+        """Gives all ranks the first one's running statistics: they score one network, the one that checkpoints keep."""
+        if self.trainer.world_size > 1:
+            for buffer in self.agent.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
         """Plays one full game for each seed."""
@@ -266,26 +297,23 @@ class ActorCriticModule(L.LightningModule):
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """Logs the mean score over all ranks' games, and what the agent costs."""
+        """Logs the mean score over all ranks' games."""
         self._log_scores("test")
-        self.log_dict(
-            {"test/macs": float(self.macs()), "test/parameters": float(count_parameters(self.agent))}, sync_dist=True
-        )
 
     def _log_scores(self, stage: str) -> None:
         scores = self.game_scores.compute().flatten()
         self.game_scores.reset()
         low, high = confidence_interval(scores)
-        metrics = {
+        metrics: dict[str, Tensor | float] = {
             "score": scores.mean(),
-            "score_low95": torch.tensor(low),
-            "score_high95": torch.tensor(high),
+            "score_low95": low,
+            "score_high95": high,
             "score_min": scores.min(),
             "score_max": scores.max(),
-            "games": torch.tensor(float(scores.numel())),
+            "games": float(scores.numel()),
         }
         # every rank has all scores by now; sync_dist only tells Lightning so
-        self.log("step", torch.tensor(self.env_steps, dtype=torch.float64), sync_dist=True)
+        self.log("step", self._clock(), sync_dist=True)
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def macs(self) -> int:
@@ -309,11 +337,11 @@ class ActorCriticModule(L.LightningModule):
             raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning.")
         saved = AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path")
         mine = self.card()
-        for name in ("game", "network", "frame_shape", "num_actions"):
-            if getattr(saved, name) != getattr(mine, name):
+        for name, its, ours in zip(IDENTITY, saved.identity(), mine.identity(), strict=True):
+            if its != ours:
                 raise SettingError(
-                    f"ckpt_path: the checkpoint's {name} is {getattr(saved, name)}, the settings say "
-                    f"{getattr(mine, name)}; give the config it was trained with."
+                    f"ckpt_path: the checkpoint's {name} is {its}, the settings say {ours}; give the config it was "
+                    "trained with."
                 )
         self.env_steps = checkpoint["env_steps"]
 

@@ -1,14 +1,16 @@
 """Stage 2 (Sec. 4.4, Alg. 1): weights and alpha of the supernet, updated together from one rollout."""
 
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from jsonargparse.typing import NonNegativeFloat
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from a2d_lightning import losses
+from a2d_lightning.errors import SettingError
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import ActorCritic, initialize, make_backbone
@@ -25,7 +27,7 @@ class SearchModule(ActorCriticModule):
     Args:
         plan: groups, cells and channels of the supernet.
         lambda_cost: lambda. L_cost is the expected MACs divided by ResNet-20's at the same frames.
-        alpha_learning_rate: of alpha's Adam (paper: 1e-3, constant).
+        alpha_learning_rate: of alpha's Adam (paper: 1e-3, constant); 0 freezes alpha, as a control.
         alpha_betas: of alpha's Adam (paper: momentum 0.9).
         seed: of the Gumbel draws; alike on all ranks.
     """
@@ -34,7 +36,7 @@ class SearchModule(ActorCriticModule):
         self,
         plan: Plan = Plan(),  # noqa: B008 (frozen)
         lambda_cost: NonNegativeFloat = 0.1,
-        alpha_learning_rate: PositiveFloat = 1e-3,
+        alpha_learning_rate: NonNegativeFloat = 1e-3,
         alpha_betas: tuple[float, float] = (0.9, 0.999),
         seed: int = 0,
         **kwargs: Any,
@@ -61,8 +63,16 @@ class SearchModule(ActorCriticModule):
 
     def configure_optimizers(self) -> list[Optimizer]:
         """The weights' optimizer, then alpha's."""
-        alpha = torch.optim.Adam([self.supernet.alpha_logits], lr=self.alpha_learning_rate, betas=self.alpha_betas)
+        try:
+            alpha = torch.optim.Adam([self.supernet.alpha_logits], lr=self.alpha_learning_rate, betas=self.alpha_betas)
+        except ValueError as error:
+            raise SettingError(f"model.alpha_betas: {error}.") from error
         return [*super().configure_optimizers(), alpha]
+
+    def on_train_start(self) -> None:
+        """Alpha's rate is what the settings say, on resume too."""
+        super().on_train_start()
+        self.trainer.optimizers[1].param_groups[0]["lr"] = self.alpha_learning_rate
 
     def update(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of weights and alpha on Eq. 9."""
@@ -74,6 +84,8 @@ class SearchModule(ActorCriticModule):
         alpha_optimizer.zero_grad()
         self.manual_backward(total + self.lambda_cost * cost)
         norm = self.clip_weights_gradient()
+        alpha_norm = cast(Tensor, self.supernet.alpha_logits.grad).norm()
+        self._check_finite({"gradient": norm, "gradient of alpha": alpha_norm})
         metrics = {
             "loss/total": total.detach(),
             "loss/cost": cost.detach(),
@@ -98,7 +110,8 @@ class SearchModule(ActorCriticModule):
 
     def card(self) -> AgentCard:
         """See the base class; a supernet is no teacher, so its card names no network that could be rebuilt."""
-        return AgentCard(self.game, "supernet", self.frame_shape, self.num_actions, self.env_steps)
+        plan = {"plan": asdict(self.supernet.plan)}
+        return AgentCard(self.game, "supernet", self.frame_shape, self.num_actions, self.env_steps, plan)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of the Gumbel draws."""
