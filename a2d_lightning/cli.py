@@ -131,7 +131,7 @@ class A2DCLI(LightningCLI):
             **result,
             "env_steps": self.model.env_steps,
             "macs": self.model.macs(),
-            "parameters": count_parameters(self.model.agent),
+            "parameters": count_parameters(self.model.agent.backbone),
         }
         path = Path(self.trainer.default_root_dir) / f"test-{self.model.evaluation_actions}.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
@@ -139,7 +139,7 @@ class A2DCLI(LightningCLI):
             f"{self.datamodule.game}: mean score of {result['games']:.0f} full games {result['score']:.2f} "
             f"(95 % interval {result['score_low95']:.2f} to {result['score_high95']:.2f}; {result['score_min']:g} to "
             f"{result['score_max']:g}), actions {self.model.evaluation_actions}; {result['macs']:,.0f} MACs a frame, "
-            f"{result['parameters']:,.0f} parameters, trained for {result['env_steps']:,} environment steps -> {path}"
+            f"{result['parameters']:,.0f} parameters without heads, trained for {result['env_steps']:,} environment steps -> {path}"
         )
 
 
@@ -204,7 +204,7 @@ def _quieten() -> None:
     """Leaves out what a user can do nothing about."""
     for message in (".*isinstance.treespec, LeafSpec.*", ".*args parameter is intended.*", ".*Previous log files.*"):
         warnings.filterwarnings("ignore", message=message)
-    noise = ("litlogger", "`Trainer.fit` stopped")
+    noise = ("litlogger", "litmodels", "`Trainer.fit` stopped")
     messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     messages.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
 

@@ -34,7 +34,7 @@ def export(args: list[str]) -> None:
     content: dict[str, Any] = {
         **card.to_dict(),
         "macs": count_macs(agent.backbone, torch.Size(card.frame_shape)),
-        "parameters": count_parameters(agent),
+        "parameters": count_parameters(agent.backbone),
         "score": _score(settings.test),
         "trained_by": settings.trained_by,
     }

@@ -359,7 +359,7 @@ def test_an_exported_checkpoint_teaches(tmp_path: Path, capsys: pytest.CaptureFi
     card = json.loads((tmp_path / "out" / "agent.json").read_text())
     assert {name: card[name] for name in CARD.to_dict()} == replace(CARD, env_steps=77).to_dict()
     assert card["macs"] == count_macs(module.agent.backbone, torch.Size(FRAME))
-    assert card["parameters"] == count_parameters(module.agent)
+    assert card["parameters"] == count_parameters(module.agent.backbone)
     assert card["score"] == {name: test[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
     assert card["trained_by"] == "fit --config teacher.yaml"
     with torch.no_grad():
