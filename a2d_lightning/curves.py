@@ -110,7 +110,7 @@ def _panel(axis: Axes, name: str, lines: dict[str, Series]) -> None:
         axis.plot(steps, values, marker, linewidth=1, label=key.rpartition("/")[2])
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("environment steps", fontsize=8)
-    if name in LOGARITHMIC:
+    if name in LOGARITHMIC and any(value > 0 for series in lines.values() for _, value in series):
         axis.set_yscale("log")
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
