@@ -139,7 +139,8 @@ class A2DCLI(LightningCLI):
             f"{self.datamodule.game}: mean score of {result['games']:.0f} full games {result['score']:.2f} "
             f"(95 % interval {result['score_low95']:.2f} to {result['score_high95']:.2f}; {result['score_min']:g} to "
             f"{result['score_max']:g}), actions {self.model.evaluation_actions}; {result['macs']:,.0f} MACs a frame, "
-            f"{result['parameters']:,.0f} parameters without heads, trained for {result['env_steps']:,} environment steps -> {path}"
+            f"{result['parameters']:,.0f} parameters (both without heads), trained for {result['env_steps']:,} "
+            f"environment steps -> {path}"
         )
 
 
