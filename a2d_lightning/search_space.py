@@ -92,12 +92,12 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.cells_per_group or len(self.cells_per_group) != len(self.channels):
             raise SettingError(
-                f"cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)} must be "
+                f"plan: cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)} must be "
                 "two lists of one length, an entry a group."
             )
         if min(*self.cells_per_group, *self.channels, 1) < 1:
             raise SettingError(
-                f"cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)} must be positive."
+                f"plan: cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)} must be positive."
             )
 
     def cells(self) -> list[Cell]:

@@ -83,7 +83,7 @@ def test_a_small_plan_by_hand() -> None:
     ("cells_per_group", "channels"), [((), ()), ((1, 2), (8,)), ((1, 0), (8, 8)), ((1, -1), (8, 8)), ((1,), (0,))]
 )
 def test_an_impossible_plan_is_refused(cells_per_group: tuple[int, ...], channels: tuple[int, ...]) -> None:
-    with pytest.raises(SettingError, match=r"model\.plan") as refusal:
+    with pytest.raises(SettingError, match=r"^plan: cells_per_group") as refusal:
         Plan(cells_per_group, channels)
     assert str(list(cells_per_group)) in str(refusal.value)
     assert "\n" not in str(refusal.value)
