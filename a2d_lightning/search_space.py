@@ -90,15 +90,11 @@ class Plan:
     channels: tuple[int, ...] = (16, 32, 64)
 
     def __post_init__(self) -> None:
+        given = f"plan: cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)}"
         if not self.cells_per_group or len(self.cells_per_group) != len(self.channels):
-            raise SettingError(
-                f"plan: cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)} must be "
-                "two lists of one length, an entry a group."
-            )
+            raise SettingError(f"{given} must be two lists of one length, an entry a group.")
         if min(*self.cells_per_group, *self.channels, 1) < 1:
-            raise SettingError(
-                f"plan: cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)} must be positive."
-            )
+            raise SettingError(f"{given} must be positive.")
 
     def cells(self) -> list[Cell]:
         """The cells from input to output."""
