@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from a2d_lightning import losses
 from a2d_lightning.errors import SettingError
+from a2d_lightning.normalization import normalizes_by_time_step, time_steps
 
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """V(s_t) and V(s_t+1), each ``[n, T]``, to (advantage, value target), each ``[n, T]``."""
@@ -32,6 +33,14 @@ class Algorithm(ABC):
     """How a rollout becomes updates. The caller steps the optimizers after each minibatch that is yielded."""
 
     @abstractmethod
+    def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
+        """Whether rollouts of this size can be learned from.
+
+        Raises:
+            SettingError: they cannot.
+        """
+
+    @abstractmethod
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
         """Minibatches to update on, one after another."""
 
@@ -42,6 +51,9 @@ class Algorithm(ABC):
 
 class A2C(Algorithm):
     """One update on the whole rollout with Eq. 3; one joint forward of its T+1 observations."""
+
+    def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
+        """Any rollout will do."""
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
         """Yields the whole rollout once."""
@@ -81,19 +93,15 @@ class PPO(Algorithm):
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
         """Yields ``epochs * num_minibatches`` random parts; advantages and targets stay those of the first forward."""
-        if self.num_minibatches > rollout.numel():
-            raise SettingError(
-                f"algorithm.num_minibatches: {self.num_minibatches} parts of {rollout.numel()} steps; use fewer, or a "
-                "longer data.rollout_length."
-            )
         with torch.no_grad():
             _, value, next_value = joint_forward(student, rollout)
         advantage, target = (x.flatten() for x in estimate(value, next_value))
+        num_envs = rollout.shape[0]
         flat = rollout.flatten(0, 1)
         for _ in range(self.epochs):
-            order = torch.randperm(flat.shape[0], device=advantage.device)
-            for rows in order.tensor_split(self.num_minibatches):
-                logits, value = student(flat["pixels"][rows])
+            for rows in self._shuffled(student, rollout):
+                with time_steps(student, num_envs, len(rows) // num_envs):
+                    logits, value = student(flat["pixels"][rows])
                 chosen = advantage[rows]
                 yield Minibatch(
                     logits=logits,
@@ -105,11 +113,33 @@ class PPO(Algorithm):
                     rows=rows,
                 )
 
+    def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
+        """See :class:`Algorithm`."""
+        units = len(_units(student, num_envs, rollout_length))
+        if self.num_minibatches > units:
+            raise SettingError(
+                f"algorithm.num_minibatches: {self.num_minibatches} parts of {units} steps; use fewer, or a longer "
+                "data.rollout_length."
+            )
+
+    def _shuffled(self, student: nn.Module, rollout: TensorDict) -> tuple[Tensor, ...]:
+        """Rows of each minibatch."""
+        self.check(student, *rollout.shape)
+        units = _units(student, *rollout.shape).to(rollout["action"].device)
+        order = torch.randperm(len(units), device=units.device)
+        return tuple(units[part].flatten() for part in order.tensor_split(self.num_minibatches))
+
     def policy_loss(self, batch: Minibatch) -> Tensor:
         """The clipped objective."""
         return losses.ppo_policy_loss(
             batch.logits, batch.action, batch.log_prob_acted, batch.advantage, self.clip_epsilon
         )
+
+
+def _units(student: nn.Module, num_envs: int, rollout_length: int) -> Tensor:
+    """Rows that stay together in minibatches, ``[units, rows]``: a time step's where it is normalized together."""
+    rows = torch.arange(num_envs * rollout_length)
+    return rows.view(num_envs, rollout_length).T if normalizes_by_time_step(student) else rows[:, None]
 
 
 def joint_forward(network: nn.Module, rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,10 +159,12 @@ def joint_forward(network: nn.Module, rollout: TensorDict) -> tuple[Tensor, Tens
     pixels, following = rollout["pixels"], rollout["next", "pixels"]
     cut = rollout["next", "done"] & ~rollout["next", "terminated"]  # [n, T]
     cut[:, -1] = False
-    frames = torch.cat([pixels.flatten(0, 1), following[:, -1], following[cut]])  # [n*T + n + cut, stack, h, w]
-    logits, values = network(frames)
+    # time-major, since the frames of a time step acted together
+    frames = torch.cat([pixels.transpose(0, 1).flatten(0, 1), following[:, -1], following[cut]])  # [(T+1)*n + cut, ...]
+    with time_steps(network, num_envs, length + 1):
+        logits, values = network(frames)
     acted = num_envs * length
-    value = values[:acted].view(num_envs, length)
+    value = values[:acted].view(length, num_envs).T
     next_value = torch.cat([value[:, 1:], values[acted : acted + num_envs, None]], dim=1)
     next_value = next_value.masked_scatter(cut, values[acted + num_envs :])
-    return logits[:acted].view(num_envs, length, -1), value, next_value
+    return logits[:acted].view(length, num_envs, -1).transpose(0, 1), value, next_value

@@ -15,7 +15,7 @@ Series = list[tuple[float, float]]
 """(environment steps, value)."""
 
 PANELS: dict[str, tuple[str, ...]] = {
-    "score": ("train/recent_game_score", "val/score"),
+    "score": ("train/recent_game_score", "val/score", "val/derived_score"),
     "loss terms": ("loss/policy", "loss/value", "loss/actor_distillation", "loss/critic_distillation"),
     "policy entropy (nats)": ("policy/entropy",),
     "KL, acted to updated (nats)": ("policy/kl_acted_updated",),
@@ -27,10 +27,11 @@ PANELS: dict[str, tuple[str, ...]] = {
     "margin of each cell (logits)": ("search/margin_cell*",),
     "gradient norm of alpha": ("gradient/alpha_reward_norm", "gradient/alpha_cost_norm"),
     "skips": ("search/skips",),
+    "lambda": ("search/lambda",),
 }
 """What is drawn together; a panel without data is left out."""
 
-LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate"}
+LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate", "lambda"}
 
 
 def curves(args: list[str]) -> None:
@@ -106,7 +107,7 @@ def _matching(metrics: Iterable[str], patterns: tuple[str, ...]) -> list[str]:
 def _panel(axis: Axes, name: str, lines: dict[str, Series]) -> None:
     for key, series in lines.items():
         steps, values = zip(*series, strict=True)
-        marker = "o-" if key == "val/score" else "-"
+        marker = "o-" if key.startswith("val/") else "-"
         axis.plot(steps, values, marker, linewidth=1, label=key.rpartition("/")[2])
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("environment steps", fontsize=8)

@@ -14,7 +14,8 @@ from torchrl.collectors import Collector
 
 from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game, make_env
 from a2d_lightning.errors import SettingError
-from a2d_lightning.policy import SamplingPolicy, frozen_batch_norm_statistics
+from a2d_lightning.normalization import frozen_batch_norm_statistics
+from a2d_lightning.policy import SamplingPolicy
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""

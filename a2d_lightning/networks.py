@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
@@ -110,11 +111,13 @@ def build_backbone(network: str, architecture: Architecture | None, frame_shape:
 class ActorCritic(nn.Module):
     """Backbone + actor (logits) + critic (scalar), the paper's agent.
 
-    ``forward`` takes pixels uint8 ``[B, stack, h, w]`` and returns logits ``[B, actions]`` and values ``[B]``.
+    ``forward`` takes pixels uint8 ``[B, stack, k h, k w]`` and returns logits ``[B, actions]`` and values ``[B]``.
+    Frames k times its own size are averaged down first: the emulators' frames are means over areas, and the mean of
+    k x k pixels of such a frame is the k times smaller frame, up to rounding.
 
     Args:
         backbone: float ``[B, stack, h, w]`` in [0, 1] to features ``[B, F]``.
-        frame_shape: (stack, height, width).
+        frame_shape: (stack, height, width) of its own frames.
         num_actions: width of the actor's output.
     """
 
@@ -130,8 +133,11 @@ class ActorCritic(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         # 1.3x to 1.6x the default layout's speed on CPU
-        frames = pixels.to(self.actor.weight.dtype, memory_format=torch.channels_last) / 255.0
-        features = self.backbone(frames)
+        frames = pixels.to(self.actor.weight.dtype, memory_format=torch.channels_last)
+        times = frames.shape[-1] // self.frame_shape[-1]
+        if times > 1:
+            frames = F.avg_pool2d(frames, times).round()
+        features = self.backbone(frames / 255.0)
         return self.actor(features), self.critic(features)[:, 0]
 
 
@@ -153,6 +159,23 @@ def initialize(agent: ActorCritic) -> ActorCritic:
 def count_parameters(module: nn.Module) -> int:
     """Number of weights, buffers not counted."""
     return sum(p.numel() for p in module.parameters())
+
+
+def scaled_frame_shape(frame_shape: FrameShape, size: int | None) -> FrameShape:
+    """The shape of an agent's own frames, ``size`` x ``size``, where it is shown ``frame_shape``; absent: as shown.
+
+    Raises:
+        SettingError: what it is shown is no whole multiple.
+    """
+    if size is None:
+        return frame_shape
+    stack, height, width = frame_shape
+    if size <= 0 or height % size or width % size or height != width:
+        raise SettingError(
+            f"model.agent_frame_size: frames of {height}x{width} cannot be averaged down to {size}x{size}; "
+            "data.frames.size must be a multiple of it."
+        )
+    return stack, size, size
 
 
 def _num_features(backbone: nn.Module, frame_shape: FrameShape, name: str) -> int:

@@ -1,7 +1,5 @@
 """How an agent acts: the policy that the collector calls, and the one that plays test games."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -52,20 +50,3 @@ def choose(logits: Tensor, choice: ActionChoice, generator: torch.Generator) -> 
     if choice == "greedy":
         return logits.argmax(-1)
     return torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]
-
-
-@contextmanager
-def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode normalizes by the batch as ever but leaves its running statistics alone.
-
-    A policy that acts in train mode is then the one that is updated, up to the batch that normalizes it, and the
-    running statistics, which evaluation uses, are those of the learner's batches.
-    """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -1,4 +1,4 @@
-"""Schedules over a run's budget of environment steps."""
+"""Schedules over a run's budget of environment steps: of the learning rate, and of loss coefficients."""
 
 from a2d_lightning.errors import SettingError
 
@@ -11,19 +11,19 @@ class PiecewiseLinear:
 
     Args:
         constant_fraction: part of the budget over which the factor stays 1 (paper: a third).
-        final_factor: factor at the end of the budget (paper: 0.1).
+        final_factor: factor at the end of the budget (paper: 0.1); 0 takes a coefficient's term out of the loss.
     """
 
     def __init__(self, constant_fraction: float = 1 / 3, final_factor: float = 0.1) -> None:
-        if not 0 <= constant_fraction < 1 or final_factor <= 0:
+        if not 0 <= constant_fraction < 1 or final_factor < 0:
             raise SettingError(
-                f"learning_rate_schedule: constant_fraction {constant_fraction} must lie in [0, 1) and final_factor "
-                f"{final_factor} be positive."
+                f"PiecewiseLinear: constant_fraction {constant_fraction} must lie in [0, 1) and final_factor "
+                f"{final_factor} not be negative."
             )
         self.constant_fraction = constant_fraction
         self.final_factor = final_factor
 
     def __call__(self, fraction: float) -> float:
-        """The factor of the learning rate after ``fraction`` of the budget; it stays at its last value beyond."""
+        """The factor after ``fraction`` of the budget; it stays at its last value beyond."""
         progress = (fraction - self.constant_fraction) / (1 - self.constant_fraction)
         return 1.0 + min(max(progress, 0.0), 1.0) * (self.final_factor - 1.0)

@@ -1,11 +1,14 @@
-"""The supernet (Sec. 4.4): alpha, tau, the Gumbel draw, the mixed forward, expected cost, derive()."""
+"""The supernet (Sec. 4.4): alpha, tau, the Gumbel draw, the mixed forward, its MACs, derive()."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from a2d_lightning.sampling import Sampling, SoftSum
 from a2d_lightning.search_space import OPERATORS, Architecture, Cell, FrameShape, Plan, operator_macs
 
 OPERATOR_NAMES = tuple(OPERATORS)
@@ -20,66 +23,85 @@ class MixedCell(nn.Module):
             build(cell.in_channels, cell.out_channels, cell.stride) for build in OPERATORS.values()
         )
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Eq. 10: A_l+1 = sum_i GS(alpha_i^l) O_i^l(A_l).
 
-        Args:
-            x: A_l, ``[B, in, h, w]``.
-            weights: GS(alpha^l), ``[operators]``.
-        """
-        out = weights[0] * self.operators[0](x)
-        for i in range(1, len(self.operators)):
-            # addcmul spares the full-size product that a sum of products would write and read again
-            out = torch.addcmul(out, weights[i], self.operators[i](x))
-        return out
+@dataclass(frozen=True)
+class Draw:
+    """What a rollout was acted under, to update on it under the same."""
+
+    gumbel: Tensor  # g, float [cells, operators]
+    tau: Tensor  # scalar
+    ranking: Tensor  # int64 [cells, operators], operators by falling log alpha + g as alpha was then
+
+
+@dataclass(frozen=True)
+class DrawMacs:
+    """Multiply-accumulates of the supernet's backbone for one frame."""
+
+    acting: int
+    forward: int
+    """Of an update."""
+    backward: int
+    """Of an update: the gradients of weights and of inputs, each as much as the forward of what has a backward."""
 
 
 class Supernet(nn.Module):
-    """A backbone whose every cell is a soft sum over its operators, weighted by Eq. 11.
+    """A backbone whose cells mix their operators by a draw.
 
     ``alpha_logits`` is float ``[cells, operators]``; the paper's alpha is its softmax, so that log alpha is its
-    log_softmax. ``gumbel`` is the noise g of the current draw and ``tau`` the temperature; both are buffers, so that
-    a checkpoint resumes with the draw it was made under. In evaluation mode there is no noise.
+    log_softmax. ``gumbel`` is the noise g of the current draw, ``ranking`` what it samples and ``tau`` the temperature;
+    all are buffers, so that a checkpoint resumes with the draw it was made under. In evaluation mode there is no noise.
 
     Args:
         plan: groups, cells and channels.
         frame_shape: (stack, height, width).
+        sampling: what a draw computes.
     """
 
     gumbel: Tensor
     tau: Tensor
+    ranking: Tensor
     macs_table: Tensor
 
-    def __init__(self, plan: Plan, frame_shape: FrameShape) -> None:
+    def __init__(self, plan: Plan, frame_shape: FrameShape, sampling: Sampling | None = None) -> None:
         super().__init__()
         self.plan = plan
         self.frame_shape = frame_shape
+        self.sampling = sampling or SoftSum()
         cells = [MixedCell(cell) for cell in plan.cells()]
         self.body = plan.assemble(frame_shape[0], cells)
         self.alpha_logits = nn.Parameter(torch.zeros(len(cells), len(OPERATOR_NAMES)))
         self.register_buffer("gumbel", torch.zeros_like(self.alpha_logits))
         self.register_buffer("tau", torch.tensor(5.0))
+        self.register_buffer("ranking", torch.arange(len(OPERATOR_NAMES)).repeat(len(cells), 1))
         table, self.fixed_macs = operator_macs(plan, frame_shape)
-        self._exact_macs = table.long()
+        self.exact_macs = table.long()
         self.register_buffer("macs_table", table.float(), persistent=False)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Frames float ``[B, stack, h, w]`` to features ``[B, 256]``."""
-        mixture = iter(self.mixture())
+        weights, ranking = self.weights(), self.current_ranking().tolist()
         x = frames
+        cell = 0
         for layer in self.body:
-            x = layer(x, next(mixture)) if isinstance(layer, MixedCell) else layer(x)
+            if isinstance(layer, MixedCell):
+                x = self.sampling.mix(layer.operators, x, weights[cell], ranking[cell])
+                cell += 1
+            else:
+                x = layer(x)
         return x
 
-    @property
-    def cells(self) -> list[MixedCell]:
-        """The searchable cells from input to output."""
-        return [layer for layer in self.body if isinstance(layer, MixedCell)]
+    def weights(self) -> Tensor:
+        """The weights of the operators' outputs under the current draw, float ``[cells, operators]``."""
+        return self.sampling.weights(self.mixture(), self.current_ranking())
 
     def mixture(self) -> Tensor:
-        """Eq. 11: GS = softmax((log alpha + g) / tau), float ``[cells, operators]``, differentiable in alpha."""
+        """Eq. 11: y = GS(alpha) = softmax((log alpha + g) / tau), float ``[cells, operators]``, differentiable."""
         noise = self.gumbel if self.training else torch.zeros_like(self.gumbel)
         return F.softmax((self.log_alpha() + noise) / self.tau, dim=-1)
+
+    def current_ranking(self) -> Tensor:
+        """Operators of each cell, the sampled one first: the draw's, or by alpha in evaluation mode."""
+        return self.ranking if self.training else self.alpha_logits.argsort(dim=-1, descending=True, stable=True)
 
     def log_alpha(self) -> Tensor:
         """log alpha, float ``[cells, operators]``."""
@@ -89,20 +111,57 @@ class Supernet(nn.Module):
     def draw(self, generator: torch.Generator) -> None:
         """Draws g ~ Gumbel(0, 1) for the next rollout: acting and updating on it use this one draw.
 
+        What it samples stays, too, while updates move alpha: a policy that is updated several times on a rollout keeps
+        its path.
+
         Args:
             generator: on the CPU and seeded alike on all ranks, so that they mix alike.
         """
         uniform = torch.rand(self.gumbel.shape, generator=generator, dtype=torch.float64)
         self.gumbel.copy_(-torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12))))
+        self.ranking.copy_((self.alpha_logits + self.gumbel).argsort(dim=-1, descending=True, stable=True))
 
-    def expected_macs(self) -> Tensor:
-        """L_cost before scaling: sum_l sum_i alpha_i^l MACs_i^l plus what is not searched; scalar, differentiable."""
-        return (self.log_alpha().exp() * self.macs_table).sum() + self.fixed_macs
+    def current_draw(self) -> Draw:
+        """The draw as it is now."""
+        return Draw(self.gumbel.clone(), self.tau.clone(), self.ranking.clone())
+
+    @contextmanager
+    def under(self, draw: Draw) -> Iterator[None]:
+        """Inside, ``draw`` is the current draw."""
+        kept = self.gumbel, self.tau, self.ranking
+        self.gumbel, self.tau, self.ranking = draw.gumbel, draw.tau, draw.ranking
+        try:
+            yield
+        finally:
+            self.gumbel, self.tau, self.ranking = kept
+
+    def draw_macs(self) -> DrawMacs:
+        """What the current draw costs."""
+        ranked = self.exact_macs.gather(1, self.ranking.cpu())  # [cells, operators]
+        computed = self.sampling.computed
+        # the stem comes first and gets no gradient of its input
+        stem = self.fixed_macs - self.plan.channels[-1] * 256
+        backward = 2 * (int(ranked[:, : computed.backward].sum()) + self.fixed_macs) - stem
+        return DrawMacs(
+            acting=int(ranked[:, : computed.acting].sum()) + self.fixed_macs,
+            forward=int(ranked[:, : computed.forward].sum()) + self.fixed_macs,
+            backward=backward,
+        )
+
+    @property
+    def cells(self) -> list[MixedCell]:
+        """The searchable cells from input to output."""
+        return [layer for layer in self.body if isinstance(layer, MixedCell)]
+
+    def macs_range(self) -> tuple[int, int]:
+        """MACs of the cheapest and of the most expensive network in the search space."""
+        cheapest, dearest = self.exact_macs.amin(1).sum(), self.exact_macs.amax(1).sum()
+        return int(cheapest) + self.fixed_macs, int(dearest) + self.fixed_macs
 
     def argmax_macs(self) -> int:
         """MACs of the network that :meth:`derive` would give now."""
         chosen = self.alpha_logits.argmax(-1, keepdim=True).cpu()
-        return int(self._exact_macs.gather(1, chosen).sum()) + self.fixed_macs
+        return int(self.exact_macs.gather(1, chosen).sum()) + self.fixed_macs
 
     def derive(self, game: str = "", teacher: str = "", env_steps: int = 0) -> Architecture:
         """In each cell the operator with the highest alpha."""

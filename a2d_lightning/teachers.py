@@ -7,20 +7,20 @@ import json
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
 from a2d_lightning.networks import BACKBONES, ActorCritic, build_backbone
+from a2d_lightning.normalization import Normalization, with_normalization
 from a2d_lightning.search_space import Architecture, FrameShape
 
 BUNDLED = Path(__file__).parent / "bundled_teachers"
-IDENTITY = ("game", "network", "frame_shape", "num_actions", "plan", "operators")
+IDENTITY = ("game", "network", "frame_shape", "num_actions", "normalization", "plan", "operators")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class AgentCard:
     env_steps: int
     architecture: dict[str, Any] | None = None
     """The derived network, where ``network`` is ``derived``; a supernet's plan."""
+    normalization: Normalization = "batch"
 
     @staticmethod
     def from_dict(content: dict[str, Any], source: str) -> "AgentCard":
@@ -50,6 +51,12 @@ class AgentCard:
         shape = content["frame_shape"]
         if len(shape) != 3 or not all(isinstance(x, int) and x > 0 for x in shape):
             raise SettingError(f"{source}: the card's 'frame_shape' is {shape!r}; it must be [stack, height, width].")
+        normalization = content.get("normalization", "batch")
+        if normalization not in get_args(Normalization):
+            raise SettingError(
+                f"{source}: the card's 'normalization' is {normalization!r}, not one of "
+                f"{', '.join(get_args(Normalization))}."
+            )
         return AgentCard(
             game=content["game"],
             network=content["network"],
@@ -57,13 +64,14 @@ class AgentCard:
             num_actions=content["num_actions"],
             env_steps=content["env_steps"],
             architecture=content.get("architecture"),
+            normalization=normalization,
         )
 
     def identity(self) -> tuple[Any, ...]:
         """What two cards must share for one's weights to fit the other, named by :data:`IDENTITY`."""
         architecture = json.loads(json.dumps(self.architecture or {}))  # tuples as lists
         return (
-            *(self.game, self.network, self.frame_shape, self.num_actions),
+            *(self.game, self.network, self.frame_shape, self.num_actions, self.normalization),
             *(architecture.get("plan"), architecture.get("operators")),
         )
 
@@ -80,28 +88,23 @@ class AgentCard:
             )
         architecture = Architecture.from_dict(self.architecture, "card") if self.architecture else None
         backbone = build_backbone(self.network, architecture, self.frame_shape)
-        return ActorCritic(backbone, self.frame_shape, self.num_actions)
+        return with_normalization(ActorCritic(backbone, self.frame_shape, self.num_actions), self.normalization)
 
 
 class FrozenTeacher(nn.Module):
-    """A trained agent that only answers: evaluation mode, no gradients, frames fitted to what it was trained on.
+    """A trained agent that only answers: evaluation mode, no gradients.
 
     Args:
         agent: the teacher.
-        frame_shape: of the frames that it will be shown; see :func:`check_teacher`.
     """
 
-    def __init__(self, agent: ActorCritic, frame_shape: FrameShape) -> None:
+    def __init__(self, agent: ActorCritic) -> None:
         super().__init__()
         self.agent = agent.eval().requires_grad_(False)
-        self.pooling = frame_shape[1] // agent.frame_shape[1]
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels uint8 ``[B, stack, h, w]`` to the teacher's logits ``[B, actions]`` and values ``[B]``."""
-        if self.pooling > 1:
-            # the emulator's frames are area-averaged, and the mean of k x k such pixels is the k times smaller frame
-            pixels = F.avg_pool2d(pixels.float(), self.pooling).round()
         return self.agent(pixels)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
@@ -131,7 +134,7 @@ def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: 
     check_teacher(card, teacher, game, frame_shape, num_actions)
     agent = card.build()
     load_weights(agent, weights, str(path))
-    return FrozenTeacher(agent, frame_shape)
+    return FrozenTeacher(agent)
 
 
 def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> None:
@@ -153,7 +156,7 @@ def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameSh
         raise SettingError(
             f"model.teacher: {teacher!r} sees {stack} frames of {height}x{width} and cannot be fed "
             f"{frame_shape[0]} of {frame_shape[1]}x{frame_shape[2]}; data.frames.size must be a multiple of {height} "
-            f"and data.frames.stack {stack}."
+            f"(model.agent_frame_size gives the student smaller frames) and data.frames.stack {stack}."
         )
 
 

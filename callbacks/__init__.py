@@ -3,6 +3,7 @@
 from callbacks.architecture_checkpoint import ArchitectureCheckpoint
 from callbacks.flops_logging import FLOPsLogging
 from callbacks.progress import EnvStepsProgress
+from callbacks.search_guards import SearchGuards
 from callbacks.temperature_annealing import TemperatureAnnealing
 
-__all__ = ["ArchitectureCheckpoint", "EnvStepsProgress", "FLOPsLogging", "TemperatureAnnealing"]
+__all__ = ["ArchitectureCheckpoint", "EnvStepsProgress", "FLOPsLogging", "SearchGuards", "TemperatureAnnealing"]

@@ -4,14 +4,18 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from a2d_lightning.costs import expected_macs
 from a2d_lightning.supernet import Supernet
 from callbacks.search_only import search_module
 
 
 class FLOPsLogging(L.Callback):
     """Logs expected and argmax MACs, the argmax network's parameters, each cell's entropy and margin, and the skips.
+
+    And what the draw in force makes acting and updating cost.
 
     A cell's entropy is that of its alpha in nats (log 9 = 2.197 when undecided); its margin the difference of its two
     highest alpha logits. A number of skips that grows towards all cells is the known collapse of differentiable search.
@@ -22,6 +26,15 @@ class FLOPsLogging(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses other stages than the search."""
         search_module(self, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Says what the way of sampling costs."""
+        supernet = search_module(self, pl_module).supernet
+        macs = supernet.draw_macs()
+        rank_zero_info(
+            f"{type(supernet.sampling).__name__}: {macs.acting:,} MACs a frame to act by this draw, {macs.forward:,} "
+            f"forward and {macs.backward:,} backward to update on it"
+        )
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
         """Logs at the interval."""
@@ -37,9 +50,13 @@ def search_metrics(supernet: Supernet) -> dict[str, Tensor | float]:
     best = log_alpha.topk(2, dim=-1).values
     margin = best[:, 0] - best[:, 1]  # [cells]
     architecture = supernet.derive()
+    drawn = supernet.draw_macs()
     return {
-        "search/expected_macs": supernet.expected_macs(),
+        "search/expected_macs": expected_macs(supernet),
         "search/argmax_macs": float(architecture.macs),
+        "search/acting_macs": float(drawn.acting),
+        "search/forward_macs": float(drawn.forward),
+        "search/backward_macs": float(drawn.backward),
         "search/argmax_parameters": float(architecture.parameters),
         "search/skips": float(sum(name == "skip" for name in architecture.operators)),
         "search/margin_mean": margin.mean(),

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from rich.text import Text
 _SHOWN = {
     "train/recent_game_score": "recent score {:.1f}",
     "val/score": "score {:.1f}",
+    "val/derived_score": "derived network's {:.1f}",
     "loss/policy": "policy {:.3f}",
     "loss/value": "value {:.3f}",
     "policy/entropy": "entropy {:.2f}",
@@ -76,11 +78,12 @@ class EnvStepsProgress(ProgressBar):
         self._seconds_evaluating += time.monotonic() - self._evaluation_started_at
         metrics = trainer.callback_metrics
         if self._enabled and "val/score" in metrics:
+            scores = [f"score of {float(metrics['val/games']):.0f} full games {_score(metrics, 'val/')}"]
+            if "val/derived_score" in metrics:
+                scores.append(f"of the derived network {_score(metrics, 'val/derived_')}")
+            seconds = time.monotonic() - self._evaluation_started_at
             self._console.print(
-                f"{_env_steps(pl_module):,} environment steps | score of {float(metrics['val/games']):.0f} full games "
-                f"{float(metrics['val/score']):.2f} (95 % interval {float(metrics['val/score_low95']):.2f} to "
-                f"{float(metrics['val/score_high95']):.2f}) in {time.monotonic() - self._evaluation_started_at:.0f} s",
-                soft_wrap=True,
+                f"{_env_steps(pl_module):,} environment steps | {', '.join(scores)} in {seconds:.0f} s", soft_wrap=True
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -120,6 +123,11 @@ class EnvStepsProgress(ProgressBar):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _score(metrics: Mapping[str, Any], prefix: str) -> str:
+    score, low, high = (float(metrics[f"{prefix}{name}"]) for name in ("score", "score_low95", "score_high95"))
+    return f"{score:.2f} (95 % interval {low:.2f} to {high:.2f})"
 
 
 def _env_steps(module: L.LightningModule) -> int:

@@ -15,7 +15,7 @@ def digest(tensors) -> str:
 
 
 class RankProbe(L.Callback):
-    """After every update: a hash of the parameters, of alpha, of the draw, and of the frames of the rollout."""
+    """After every update: a hash of the parameters, of alpha, of the draw, of running statistics and of the frames."""
 
     def __init__(self) -> None:
         self.rows = []
@@ -26,7 +26,8 @@ class RankProbe(L.Callback):
             {
                 "weights": digest(pl_module.parameters()),
                 "alpha": digest(p for n, p in pl_module.named_parameters() if n.endswith("alpha_logits")),
-                "draw": digest(b for n, b in buffers.items() if n.endswith("gumbel")),
+                "draw": digest(b for n, b in buffers.items() if n.endswith(("gumbel", "ranking"))),
+                "statistics": digest(b for n, b in buffers.items() if "running_" in n),
                 "frames": digest([batch["pixels"]]),
                 "env_steps": pl_module.env_steps,
             }

@@ -53,6 +53,18 @@ def run(monkeypatch, tmp_path, capsys):
         ("search", ["--data.game", "breakout"], ["plays pong", "--data.game breakout"]),
         ("search", ["--data.frames.size", "60"], ["42x42", "60x60"]),
         ("search", ["--model.plan.channels", "[8,16]"], ["cells_per_group", "[8, 16]"]),
+        ("search", ["--model.sampling", "TopK", "--model.sampling.k", "10"], ["model.sampling.k", "10", "1 to 9"]),
+        ("search", ["--model.target_macs", "1000"], ["model.target_macs", "1,000", "cheapest"]),
+        (
+            "search",
+            ["--model.alpha_warmup_env_steps", "400"],
+            ["model.alpha_warmup_env_steps", "data.total_env_steps 400"],
+        ),
+        (
+            "search",
+            ["--model.scheme", "BiLevel", "--data.env_steps_per_epoch", "20"],
+            ["model.scheme", "BiLevel takes 2 rollouts", "data.env_steps_per_epoch to 40"],
+        ),
         ("retrain", ["--model.architecture", "/nowhere.json"], ["model.architecture", "/nowhere.json"]),
         ("teacher", ["--ckpt_path", "last"], ["--ckpt_path", "last.ckpt"]),
         ("teacher", ["--ckpt_path", "/nowhere.ckpt"], ["--ckpt_path", "/nowhere.ckpt"]),

@@ -36,10 +36,35 @@ def fit_on_two_ranks(stage: str, run_dir: Path, *args: str) -> list[dict]:
             ["--model.algorithm", "PPO", "--data.rollout_length", "15", "--model.algorithm.num_minibatches", "2"],
         ),
         ("search", []),
+        (
+            "search",
+            [
+                *("--model.sampling", "SinglePath", "--model.scheme", "BiLevel", "--model.normalization", "running"),
+                *("--trainer.strategy", "ddp_find_unused_parameters_true"),
+            ],
+        ),
+        (
+            "search",
+            [
+                *("--model.sampling", "TopK", "--model.scheme", "UnrolledBiLevel", "--model.normalization", "group"),
+                *("--trainer.strategy", "ddp_find_unused_parameters_true"),
+            ],
+        ),
+        (
+            "search",
+            [
+                *("--model.sampling", "HardStraightThrough", "--model.target_macs", "400000", "--model.cost", "drawn"),
+                *("--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"),
+                *("--trainer.strategy", "ddp_find_unused_parameters_true"),
+            ],
+        ),
         ("retrain", []),
         ("retrain", ["--model.distillation", "actor+teacher_critic"]),
     ],
-    ids=["teacher", "teacher by PPO", "search", "retrain", "retrain with the teacher's critic"],
+    ids=[
+        *("teacher", "teacher by PPO", "search", "single path, bi-level, running statistics"),
+        *("top-k, unrolled", "hard, budget, PPO", "retrain", "retrain with the teacher's critic"),
+    ],
 )
 def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, small_architecture):
     if stage == "retrain":
@@ -53,9 +78,13 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
         assert mine["frames"] != theirs["frames"]
         for same in ("weights", "alpha", "draw", "env_steps"):
             assert mine[same] == theirs[same], same
-    assert len({row["weights"] for row in first["rows"]}) == len(rows)  # and they do learn
+        if "running" in args:
+            assert mine["statistics"] == theirs["statistics"]
+    # and they do learn; bi-level after every second rollout, so that the first row is the start
+    states = len(rows) // 2 + 1 if "BiLevel" in " ".join(args) else len(rows)
+    assert len({row["weights"] for row in first["rows"]}) == states
     if stage == "search":
-        assert len({row["alpha"] for row in first["rows"]}) == len(rows)
+        assert len({row["alpha"] for row in first["rows"]}) == states
         assert len({row["draw"] for row in first["rows"]}) == len(rows)
     # three games over two ranks: none twice, none lost, and every rank knows the mean
     assert first["scores"] == second["scores"]

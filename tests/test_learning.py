@@ -230,8 +230,8 @@ def test_an_update_follows_the_gradient_of_its_own_loss_only() -> None:
     norms = []
 
     class Watched(TeacherModule):
-        def update(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-            metrics = super().update(terms)
+        def step_weights(self, total: Tensor) -> dict[str, Any]:
+            metrics = super().step_weights(total)
             norms.append(float(metrics["gradient/weights_norm"]))
             return metrics
 

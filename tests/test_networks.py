@@ -1,9 +1,11 @@
 """The hand-made backbones against the paper's sizes, and the two-headed agent."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from a2d_lightning.envs import FrameSettings, make_env
 from a2d_lightning.errors import SettingError
 from a2d_lightning.macs import count_macs
 from a2d_lightning.networks import (
@@ -13,6 +15,7 @@ from a2d_lightning.networks import (
     count_parameters,
     initialize,
     make_backbone,
+    scaled_frame_shape,
 )
 from a2d_lightning.search_space import Architecture, FrameShape, Plan
 
@@ -147,6 +150,62 @@ def test_the_agent_scales_bytes_to_the_unit_interval() -> None:
         torch.testing.assert_close(logits, agent.actor(features))
         torch.testing.assert_close(value, agent.critic(features)[:, 0])
     assert logits.std(0).max() > 0  # the frames differ, so must what is said of them
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_larger_frames_are_seen_as_their_rounded_means(times: int) -> None:
+    agent = make_agent().eval()
+    large = random_pixels(3, 4, 42 * times, 42 * times)
+    # each square's pixels side by side; numpy rounds halves to even, as emulators' resizing and torch do
+    squares = large.numpy().reshape(3, 4, 42, times, 42, times).transpose(0, 1, 2, 4, 3, 5).reshape(3, 4, 42, 42, -1)
+    means = squares.mean(-1, dtype=np.float64)
+    assert (means % 1 != 0).any()
+    with torch.no_grad():
+        expected = agent(torch.from_numpy(means.round().astype(np.uint8)))
+        for seen, own in zip(agent(large), expected, strict=True):
+            assert torch.equal(seen, own)
+            assert own.std() > 0
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout"])
+def test_a_games_smaller_frames_are_the_means_of_its_larger_ones(game: str) -> None:
+    # which is what makes an agent that averages the larger ones play as one that was trained on the smaller
+    def frames(size: int) -> torch.Tensor:
+        env = make_env(game, 2, FrameSettings(size=size), seed=3, num_threads=1, noop_max=30)
+        generator = torch.Generator().manual_seed(0)
+        state, seen = env.reset(), []
+        for _ in range(30):
+            seen.append(state["pixels"])
+            state["action"] = torch.randint(env.num_actions, (2,), generator=generator)
+            _, state = env.step_and_maybe_reset(state)
+        env.close()
+        return torch.cat(seen).double()
+
+    large, small = frames(84), frames(42)
+    means = large.unflatten(-1, (42, 2)).unflatten(-3, (42, 2)).mean((-1, -3))
+    assert small.std() > 10
+    # a half and the rounding of four pixels
+    assert (means - small).abs().max() <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "own"),
+    [((4, 84, 84), None, (4, 84, 84)), ((4, 84, 84), 42, (4, 42, 42)), ((1, 84, 84), 28, (1, 28, 28))],
+)
+def test_an_agents_own_frames_are_as_large_as_asked(shape: FrameShape, size: int | None, own: FrameShape) -> None:
+    assert scaled_frame_shape(shape, size) == own
+    assert scaled_frame_shape(own, own[-1]) == own
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((4, 84, 84), s) for s in (0, -42, 40, 85, 168)] + [((4, 84, 42), 42), ((4, 42, 84), 42)]
+)
+def test_frames_that_cannot_be_averaged_down_are_refused(shape: FrameShape, size: int) -> None:
+    with pytest.raises(SettingError, match=r"model\.agent_frame_size.*data\.frames\.size") as refusal:
+        scaled_frame_shape(shape, size)
+    assert f"{shape[1]}x{shape[2]}" in str(refusal.value)
+    assert f"{size}x{size}" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_backbone_is_shared_by_both_heads() -> None:

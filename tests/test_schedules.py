@@ -1,4 +1,4 @@
-"""The paper's learning rate (Sec. 4.1): 1e-3 up to 1e7 steps, then linear to 1e-4 at 3e7."""
+"""The paper's learning rate (Sec. 4.1): 1e-3 up to 1e7 steps, then linear to 1e-4 at 3e7; and other factors."""
 
 import pytest
 
@@ -33,7 +33,12 @@ def test_a_constant_part_outside_the_budget_is_refused(constant_fraction: float)
         PiecewiseLinear(constant_fraction=constant_fraction)
 
 
-@pytest.mark.parametrize("final_factor", [0.0, -0.1])
-def test_a_learning_rate_that_falls_to_nothing_is_refused(final_factor: float) -> None:
+@pytest.mark.parametrize("final_factor", [-0.1, -1e-9])
+def test_a_factor_that_falls_below_nothing_is_refused(final_factor: float) -> None:
     with pytest.raises(SettingError, match=f"final_factor {final_factor}"):
         PiecewiseLinear(final_factor=final_factor)
+
+
+def test_a_factor_can_fall_to_nothing_and_stays_there() -> None:
+    schedule = PiecewiseLinear(constant_fraction=0.5, final_factor=0.0)
+    assert [schedule(fraction) for fraction in (0.5, 0.75, 1.0, 1.5)] == [1.0, 0.5, 0.0, 0.0]

@@ -1,7 +1,6 @@
-"""The search on the supernet: theta and alpha, one draw a rollout, checkpoints."""
+"""The search on the supernet: one draw a rollout, checkpoints."""
 
 import csv
-import math
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from a2d_lightning import losses
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import FrameSettings
 from a2d_lightning.errors import SettingError
@@ -25,118 +23,10 @@ from callbacks import FLOPsLogging, TemperatureAnnealing
 TINY = Plan((1, 1, 1), (4, 4, 4))
 
 
-def random_pixels(batch: int, frame: tuple[int, int, int]) -> Tensor:
-    return torch.randint(256, (batch, *frame), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
-
-
 def make_search(plan: Plan = TINY, frame: tuple[int, int, int] = (2, 21, 21), **settings: Any) -> SearchModule:
     torch.manual_seed(0)
     common = {"game": "Toy", "frame_shape": frame, "num_actions": 3, "total_env_steps": 1000}
     return SearchModule(plan, **{**common, **settings})
-
-
-# --- theta and alpha --------------------------------------------------------------------------------------------------
-
-
-def test_theta_and_alpha_are_disjoint_and_together_all_that_trains() -> None:
-    module = make_search()
-    theta = {id(p) for p in module.weights()}
-    alpha = {id(module.supernet.alpha_logits)}
-    assert not theta & alpha
-    assert theta | alpha == {id(p) for p in module.parameters() if p.requires_grad}
-    assert len(theta) == len(module.weights())
-
-
-def test_each_optimizer_has_its_own_part_and_alphas_is_the_papers_adam() -> None:
-    module = make_search(alpha_learning_rate=2e-3)
-    weights, alpha = ([p for g in o.param_groups for p in g["params"]] for o in module.configure_optimizers())
-    assert [id(p) for p in weights] == [id(p) for p in module.weights()]
-    assert [id(p) for p in alpha] == [id(module.supernet.alpha_logits)]
-    optimizer = module.configure_optimizers()[1]
-    assert isinstance(optimizer, torch.optim.Adam)
-    assert optimizer.defaults["lr"] == 2e-3
-    assert optimizer.defaults["betas"] == (0.9, 0.999)
-    assert optimizer.defaults["weight_decay"] == 0
-
-
-def test_clipping_neither_sees_nor_touches_alpha() -> None:
-    module = make_search(gradient_clip_norm=0.5)
-    for parameter in module.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    module.supernet.alpha_logits.grad = torch.full_like(module.supernet.alpha_logits, 1e6)
-    theta = module.weights()
-    # ones everywhere: the norm is the root of their number
-    assert module.clip_weights_gradient().item() == pytest.approx(math.sqrt(sum(p.numel() for p in theta)), rel=1e-5)
-    assert torch.cat([p.grad.flatten() for p in theta]).norm().item() == pytest.approx(0.5, rel=1e-4)
-    assert (module.supernet.alpha_logits.grad == 1e6).all()
-
-
-class StubOptimizer:
-    """Keeps the gradients that it is asked to apply."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters, self.applied = parameters, []
-
-    def zero_grad(self) -> None:
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def step(self) -> None:
-        self.applied = [p.grad.clone() for p in self.parameters]
-
-
-def test_one_backward_gives_theta_the_gradient_of_the_loss_alone_and_alpha_the_sum(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    module = make_search(lambda_cost=0.3, gradient_clip_norm=1e9).train()
-    alpha, theta = module.supernet.alpha_logits, module.weights()
-    with torch.no_grad():
-        alpha.normal_()
-    optimizers = [StubOptimizer(theta), StubOptimizer([alpha])]
-    monkeypatch.setattr(module, "optimizers", lambda: optimizers)
-    monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-
-    logits, value = module.agent(random_pixels(6, (2, 21, 21)))
-    action, advantage = torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6)
-    terms = {
-        "policy": losses.policy_loss(logits, action, advantage),
-        "entropy": losses.entropy_loss(logits),
-        "value": losses.value_loss(value, torch.randn(6)),
-    }
-    # Eq. 8 with the paper's weights
-    total = terms["policy"] + terms["value"] + 0.01 * terms["entropy"]
-    *of_theta, of_alpha = torch.autograd.grad(total, [*theta, alpha], retain_graph=True)
-    cost = module.supernet.expected_macs() / module.reference_macs
-    (of_cost,) = torch.autograd.grad(0.3 * cost, alpha)
-    metrics = module.update(terms)
-
-    scale = max(g.abs().max() for g in of_theta).item()
-    for applied, expected in zip(optimizers[0].applied, of_theta, strict=True):
-        # the same graph, the loss's terms summed in another order: rounding only
-        torch.testing.assert_close(applied, expected, rtol=1e-4, atol=1e-6 * scale)
-    assert of_cost.norm() > 1e-3 * of_alpha.norm()
-    torch.testing.assert_close(optimizers[1].applied[0], of_alpha + of_cost)
-    torch.testing.assert_close(metrics["loss/total"], total.detach())
-    torch.testing.assert_close(metrics["loss/cost"], cost.detach())
-    torch.testing.assert_close(metrics["gradient/alpha_cost_norm"], of_cost.norm())
-    # a difference of two nearly equal vectors where the cost's part is the larger one
-    noise = 1e-5 * of_cost.norm().item()
-    torch.testing.assert_close(metrics["gradient/alpha_reward_norm"], of_alpha.norm(), rtol=1e-4, atol=noise)
-
-
-def test_theta_gets_the_same_gradient_bit_by_bit_whatever_lambda_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    applied = []
-    for lambda_cost in (0.0, 50.0):
-        module = make_search(lambda_cost=lambda_cost).train()
-        optimizers = [StubOptimizer(module.weights()), StubOptimizer([module.supernet.alpha_logits])]
-        monkeypatch.setattr(module, "optimizers", lambda o=optimizers: o)
-        monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-        logits, value = module.agent(random_pixels(6, (2, 21, 21)))
-        module.update({"entropy": losses.entropy_loss(logits), "value": losses.value_loss(value, torch.ones(6))})
-        applied.append(optimizers)
-    (without, alpha), (costly, costly_alpha) = applied
-    assert all(torch.equal(a, b) for a, b in zip(without.applied, costly.applied, strict=True))
-    assert not torch.equal(alpha.applied[0], costly_alpha.applied[0])
 
 
 # --- a search ---------------------------------------------------------------------------------------------------------
@@ -294,13 +184,31 @@ def test_a_checkpoint_restores_the_draw_the_temperature_and_the_draws_to_come(se
     assert new.env_steps == ROLLOUTS * ENVS * LENGTH
     assert new.supernet.tau.item() == pytest.approx(5 * 0.98 ** (3 * ROLLOUTS))
     assert torch.equal(new.supernet.alpha_logits, old.supernet.alpha_logits)
-    assert torch.equal(new.supernet.gumbel, old.supernet.gumbel)
+    for buffer in ("gumbel", "ranking"):
+        assert torch.equal(new.supernet.get_buffer(buffer), old.supernet.get_buffer(buffer)), buffer
     upcoming = torch.Generator()
     upcoming.set_state(old.gumbel_generator.get_state())
     expected = Supernet(TINY, old.frame_shape)
+    expected.load_state_dict(old.supernet.state_dict())
     expected.draw(upcoming)
     new.on_train_batch_end(None, None, 0)
-    assert torch.equal(new.supernet.gumbel, expected.gumbel)
+    for buffer in ("gumbel", "ranking"):
+        assert torch.equal(new.supernet.get_buffer(buffer), expected.get_buffer(buffer)), buffer
+
+
+def test_a_checkpoint_goes_on_with_the_budgets_pressure_and_mean(tmp_path: Path) -> None:
+    target_macs = make_search().supernet.macs_range()[1] / 2
+    old, new = (make_search(target_macs=target_macs) for _ in range(2))
+    old.budget.lambda_cost(torch.ones(3, 9), torch.ones(3, 9))
+    old.budget.observe(0, 0.02)
+    checkpoint: dict[str, Any] = {}
+    old.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "search.ckpt")
+    new.on_load_checkpoint(torch.load(tmp_path / "search.ckpt", weights_only=True))
+    assert old.budget.pressure > 0.4
+    assert new.budget.state_dict() == old.budget.state_dict()
+    # a search without one can go on from it
+    make_search().on_load_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_holds_both_optimizers(search: Search) -> None:

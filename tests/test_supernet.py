@@ -1,50 +1,19 @@
-"""The supernet: the mixture, the cost, the derived network."""
+"""The supernet: the mixture, its draws, the derived network."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from small_supernets import FRAME, PLAN, decide, make_supernet, mixed_by_hand, random_pixels
 from torch import Tensor, nn
 
 from a2d_lightning.macs import count_macs
 from a2d_lightning.networks import ActorCritic, count_parameters, initialize
+from a2d_lightning.sampling import SoftSum
 from a2d_lightning.search_space import OPERATORS, Architecture, Plan
-from a2d_lightning.supernet import OPERATOR_NAMES, MixedCell, Supernet, inherit_weights
-
-PLAN = Plan((2, 2, 1), (4, 6, 5))
-FRAME = (3, 37, 29)  # odd all the way: 19x15, 10x8, 5x4
-
-
-def make_supernet(plan: Plan = PLAN, seed: int = 0, frame: tuple[int, int, int] = FRAME) -> Supernet:
-    torch.manual_seed(seed)
-    supernet = Supernet(plan, frame)
-    with torch.no_grad():
-        supernet.alpha_logits.normal_()
-    for module in supernet.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            # as if it had been trained: no norm is the identity
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 1.5)
-    supernet.draw(torch.Generator().manual_seed(seed))
-    return supernet
-
-
-def decide(supernet: Supernet, seed: int) -> tuple[str, ...]:
-    """One-hot alpha at random operators: the others' shares underflow to 0."""
-    chosen = torch.randint(len(OPERATOR_NAMES), (len(supernet.cells),), generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        supernet.alpha_logits.fill_(-1e3)
-        supernet.alpha_logits[torch.arange(len(chosen)), chosen] = 1e3
-        supernet.tau.fill_(0.05)
-    return tuple(OPERATOR_NAMES[i] for i in chosen)
-
-
-def random_pixels(batch: int, frame: tuple[int, int, int] = FRAME) -> Tensor:
-    return torch.randint(256, (batch, *frame), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
-
+from a2d_lightning.supernet import OPERATOR_NAMES, MixedCell, inherit_weights
 
 # --- the derived network ----------------------------------------------------------------------------------------------
 
@@ -208,16 +177,39 @@ def test_a_cell_is_equation_10() -> None:
         x, weights = torch.randn(2, cell.in_channels, 9, 7), torch.rand(9)
         with torch.no_grad():
             by_hand = sum(w * operator(x) for w, operator in zip(weights.tolist(), mixed.operators, strict=True))
-            torch.testing.assert_close(mixed(x, weights), by_hand)
+            torch.testing.assert_close(SoftSum().mix(mixed.operators, x, weights, range(9)), by_hand)
 
 
-def test_each_cell_of_the_supernet_gets_its_own_row_of_the_mixture() -> None:
-    supernet = make_supernet().train()
-    seen: list[Tensor] = []
-    for cell in supernet.cells:
-        cell.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+class RecordedSum(SoftSum):
+    """Keeps what each cell was mixed from."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[nn.ModuleList, Tensor, Sequence[int]]] = []
+
+    def mix(self, operators: nn.ModuleList, x: Tensor, weights: Tensor, ranking: Sequence[int]) -> Tensor:
+        self.seen.append((operators, weights, ranking))
+        return super().mix(operators, x, weights, ranking)
+
+
+def test_each_cell_of_the_supernet_gets_its_own_row_of_the_mixture_and_of_the_ranking() -> None:
+    supernet = make_supernet(sampling=RecordedSum()).train()
     supernet(torch.rand(2, *FRAME))
-    assert torch.equal(torch.stack(seen), supernet.mixture())
+    operators, weights, ranking = zip(*supernet.sampling.seen, strict=True)
+    assert all(a is cell.operators for a, cell in zip(operators, supernet.cells, strict=True))
+    assert torch.equal(torch.stack(weights), supernet.mixture())
+    noisy = (supernet.alpha_logits + supernet.gumbel).tolist()
+    assert [list(row) for row in ranking] == [sorted(range(9), key=lambda i, r=row: -r[i]) for row in noisy]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_supernet_is_its_stem_then_each_cells_equation_10_then_its_end(training: bool) -> None:
+    supernet = make_supernet().double().train(training)
+    x = torch.rand(2, *FRAME, dtype=torch.float64)
+    with torch.no_grad():
+        y = supernet.mixture()
+        by_hand = mixed_by_hand(supernet, x, y, torch.ones_like(y, dtype=torch.bool))
+        assert by_hand.std() > 0
+        torch.testing.assert_close(supernet(x), by_hand)
 
 
 def test_alpha_learns_from_what_the_supernet_says() -> None:
@@ -225,66 +217,3 @@ def test_alpha_learns_from_what_the_supernet_says() -> None:
     supernet(torch.rand(2, *FRAME)).sum().backward()
     assert supernet.alpha_logits.grad is not None
     assert (supernet.alpha_logits.grad.norm(dim=-1) > 0).all()
-
-
-# --- the cost ---------------------------------------------------------------------------------------------------------
-
-
-def test_expected_macs_are_the_sum_of_alpha_times_macs() -> None:
-    supernet = make_supernet()
-    # 19x15 maps of the stem: 9 * 3 * 4 * 19 * 15, FC 5 * 256
-    by_hand = 9.0 * 3 * 4 * 19 * 15 + 5 * 256
-    size = [19, 15]
-    for cell, logits in zip(PLAN.cells(), supernet.alpha_logits.double(), strict=True):
-        for share, build in zip(logits.softmax(-1).tolist(), OPERATORS.values(), strict=True):
-            operator = build(cell.in_channels, cell.out_channels, cell.stride)
-            by_hand += share * count_macs(operator, torch.Size((cell.in_channels, *size)))
-        size = [-(-x // cell.stride) for x in size]
-    assert supernet.expected_macs().item() == pytest.approx(by_hand, rel=1e-6)  # float32
-
-
-def test_expected_macs_know_neither_noise_nor_temperature() -> None:
-    supernet = make_supernet().train()
-    before = supernet.expected_macs()
-    supernet.tau.fill_(0.1)
-    supernet.draw(torch.Generator().manual_seed(99))
-    assert torch.equal(supernet.expected_macs(), before)
-
-
-def test_at_one_hot_alpha_expected_macs_are_those_of_the_derived_network() -> None:
-    supernet = make_supernet()
-    decide(supernet, seed=3)
-    # all below 2^24, so exact in float32
-    assert supernet.expected_macs().item() == supernet.argmax_macs() == supernet.derive().macs
-
-
-def test_the_gradient_of_expected_macs_agrees_with_finite_differences() -> None:
-    # in float64 with eps = 1e-6: truncation about eps^2 and rounding about 1e-16 / eps, relative to the cost
-    supernet = make_supernet().double()
-    (gradient,) = torch.autograd.grad(supernet.expected_macs(), supernet.alpha_logits)
-    eps, numeric = 1e-6, torch.zeros_like(gradient)
-    with torch.no_grad():
-        for position in range(gradient.numel()):
-            alpha = supernet.alpha_logits.view(-1)
-            alpha[position] += eps
-            above = supernet.expected_macs().item()
-            alpha[position] -= 2 * eps
-            below = supernet.expected_macs().item()
-            alpha[position] += eps
-            numeric.view(-1)[position] = (above - below) / (2 * eps)
-    tolerance = 10 * 2.2e-16 * supernet.expected_macs().item() / eps
-    assert gradient.abs().min() > 100 * tolerance
-    torch.testing.assert_close(gradient, numeric, rtol=0, atol=tolerance)
-
-
-def test_cost_pushes_alpha_towards_skip() -> None:
-    # at uniform alpha the gradient is (MACs - mean MACs) / 9, lowest at the cheapest operator
-    supernet = make_supernet()
-    with torch.no_grad():
-        supernet.alpha_logits.zero_()
-    (gradient,) = torch.autograd.grad(supernet.expected_macs(), supernet.alpha_logits)
-    macs = supernet.macs_table
-    # float32 sums of numbers up to the largest MACs
-    tolerance = 1e-6 * macs.max().item()
-    torch.testing.assert_close(gradient, (macs - macs.mean(-1, keepdim=True)) / 9, rtol=0, atol=tolerance)
-    assert (gradient.argmin(-1) == OPERATOR_NAMES.index("skip")).all()

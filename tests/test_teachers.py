@@ -1,4 +1,4 @@
-"""Teachers: files in and out, what is refused, frozen answers, and what each distillation mode takes from them."""
+"""Teachers: files in and out, what is refused, frozen answers, kinds of normalization."""
 
 import json
 import os
@@ -11,14 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning import losses
-from a2d_lightning.algorithms import Minibatch
-from a2d_lightning.distillation import distillation_terms, trains_critic
 from a2d_lightning.errors import SettingError
-from a2d_lightning.export import export
-from a2d_lightning.macs import count_macs
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
-from a2d_lightning.networks import ActorCritic, count_parameters, initialize
+from a2d_lightning.networks import ActorCritic, initialize
+from a2d_lightning.normalization import ChannelAffine, PerStepBatchNorm2d, RunningBatchNorm2d
 from a2d_lightning.search_space import Architecture, FrameShape, Plan
 from a2d_lightning.teachers import (
     AgentCard,
@@ -33,7 +29,14 @@ from a2d_lightning.teachers import (
 FRAME: FrameShape = (4, 42, 42)
 CARD = AgentCard("pong", "four_conv", FRAME, 6, 1000)
 SETTINGS: dict[str, Any] = {"game": "pong", "frame_shape": FRAME, "num_actions": 6, "total_env_steps": 1000}
-MODES = ["none", "actor", "actor+teacher_critic", "actor+critic"]
+
+NORMALIZATIONS: dict[str, type[nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "running": RunningBatchNorm2d,
+    "per_step": PerStepBatchNorm2d,
+    "group": nn.GroupNorm,
+    "none": ChannelAffine,
+}
 
 
 def random_pixels(batch: int = 3, frame: FrameShape = FRAME) -> Tensor:
@@ -74,6 +77,12 @@ def rewrite_card(path: Path, **fields: Any) -> None:
     card = path.with_suffix(".json")
     content = {**json.loads(card.read_text()), **fields}
     card.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+
+def checkpoint_of(module: Any, path: Path) -> None:
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -271,60 +280,6 @@ def test_a_teacher_stays_frozen_whatever_its_owner_does(tmp_path: Path) -> None:
     assert all(torch.equal(x, before[name]) for name, x in teacher.state_dict().items())
 
 
-# --- distillation -----------------------------------------------------------------------------------------------------
-
-
-def make_batch(rows: int = 5) -> Minibatch:
-    torch.manual_seed(0)
-    return Minibatch(
-        logits=torch.randn(rows, 6, requires_grad=True),
-        value=torch.randn(rows, requires_grad=True),
-        action=torch.arange(rows) % 6,
-        log_prob_acted=torch.full((rows,), -1.8),
-        advantage=torch.randn(rows),
-        value_target=torch.randn(rows),
-        rows=torch.arange(rows),
-    )
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_each_mode_of_table_2_has_its_terms(mode: Any) -> None:
-    batch, teacher_logits, teacher_value = make_batch(), torch.randn(5, 6), torch.randn(5)
-    module = TeacherModule("four_conv", **SETTINGS, distillation=mode, teacher="t")
-    terms = module.loss_terms(batch)
-    if mode != "none":
-        terms |= distillation_terms(mode, batch, teacher_logits, teacher_value)
-    assert (
-        set(terms)
-        == {
-            "none": {"policy", "entropy", "value"},
-            "actor": {"policy", "entropy", "value", "actor_distillation"},
-            "actor+teacher_critic": {"policy", "entropy", "actor_distillation"},
-            "actor+critic": {"policy", "entropy", "value", "actor_distillation", "critic_distillation"},
-        }[mode]
-    )
-    assert trains_critic(mode) == ("value" in terms)
-    # every term has a weight in Eq. 8, and the critic learns where the mode has one
-    losses.total_loss(terms, module.coefficients).backward()
-    assert batch.logits.grad is not None
-    assert (batch.value.grad is not None) == ("value" in terms)
-
-
-def test_distillation_terms_are_equations_6_and_7() -> None:
-    batch, teacher_logits, teacher_value = make_batch(), torch.randn(5, 6), torch.randn(5)
-    terms = distillation_terms("actor+critic", batch, teacher_logits, teacher_value)
-    p, q = teacher_logits.double().softmax(-1), batch.logits.detach().double().softmax(-1)
-    divergence = (p * (p / q).log()).sum() / 5
-    error = 0.5 * ((batch.value - teacher_value) ** 2).sum() / 5
-    assert terms["actor_distillation"].item() == pytest.approx(divergence.item(), rel=1e-5)
-    assert terms["critic_distillation"].item() == pytest.approx(error.item(), rel=1e-5)
-
-
-def test_distillation_without_a_teacher_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"model\.teacher: distillation 'actor' needs a teacher"):
-        TeacherModule("four_conv", **SETTINGS, distillation="actor")
-
-
 def test_the_teacher_is_loaded_for_training_alone_and_never_part_of_the_student(path: Path) -> None:
     module = TeacherModule("four_conv", **SETTINGS, distillation="actor", teacher=str(path))
     names, size = set(module.state_dict()), len(list(module.parameters()))
@@ -336,73 +291,74 @@ def test_the_teacher_is_loaded_for_training_alone_and_never_part_of_the_student(
     assert len(list(module.parameters())) == size
 
 
-# --- export -----------------------------------------------------------------------------------------------------------
+# --- kinds of normalization -------------------------------------------------------------------------------------------
 
 
-def checkpoint_of(module: Any, path: Path) -> None:
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, path)
+def test_a_card_without_normalization_means_conventional_batch_norm(path: Path) -> None:
+    rewrite_card(path, normalization=...)
+    assert "normalization" not in json.loads(path.with_suffix(".json").read_text())
+    card, _ = read_agent(path)
+    assert card.normalization == "batch"
 
 
-def test_an_exported_checkpoint_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("value", ["layer", "", None, 3, ["batch"], {"batch": True}])
+def test_an_unknown_normalization_is_refused(path: Path, value: Any) -> None:
+    rewrite_card(path, normalization=value)
+    line = refusal(path)
+    assert f"'normalization' is {value!r}" in line
+    assert "batch, running, per_step, group, none" in line
+
+
+@pytest.mark.parametrize(("kind", "layer"), NORMALIZATIONS.items())
+def test_a_teacher_is_rebuilt_with_its_normalization_and_answers_as_it_did(
+    tmp_path: Path, kind: Any, layer: type[nn.Module]
+) -> None:
     torch.manual_seed(0)
-    module = TeacherModule("four_conv", **SETTINGS)
-    module.env_steps = 77
-    checkpoint_of(module, tmp_path / "run.ckpt")
-    test = {"score": 3.5, "score_low95": 3.0, "score_high95": 4.0, "games": 30.0, "actions": "sampled", "macs": 1.0}
-    (tmp_path / "test.json").write_text(json.dumps(test))
-    args = f"--ckpt_path {tmp_path}/run.ckpt --output {tmp_path}/out/agent --test {tmp_path}/test.json".split()
-    export([*args, "--trained_by", "fit --config teacher.yaml"])
-    assert "agent.safetensors and agent.json: four_conv for pong" in capsys.readouterr().out
-
-    card = json.loads((tmp_path / "out" / "agent.json").read_text())
-    assert {name: card[name] for name in CARD.to_dict()} == replace(CARD, env_steps=77).to_dict()
-    assert card["macs"] == count_macs(module.agent.backbone, torch.Size(FRAME))
-    assert card["parameters"] == count_parameters(module.agent.backbone)
-    assert card["score"] == {name: test[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
-    assert card["trained_by"] == "fit --config teacher.yaml"
+    card = replace(CARD, network="resnet14", normalization=kind)
+    agent = card.build()
+    assert sum(type(module) is layer for module in agent.modules()) == 15  # 13 convolutions, 2 projections
+    assert (layer is nn.BatchNorm2d) == any(type(module) is nn.BatchNorm2d for module in agent.modules())
+    for name, weight in agent.state_dict().items():
+        if weight.is_floating_point():
+            weight.uniform_(0.5, 1.5) if name.endswith("running_var") else weight.add_(0.1 * torch.randn_like(weight))
+    write_agent(tmp_path / "t.safetensors", agent, card.to_dict())
+    teacher = load(tmp_path / "t.safetensors")
+    assert read_agent(tmp_path / "t.safetensors")[0] == card
+    assert sum(type(module) is layer for module in teacher.modules()) == 15
     with torch.no_grad():
-        expected = module.agent.eval()(random_pixels())
-        # the checkpoint itself teaches as well
-        for file in (tmp_path / "out" / "agent.safetensors", tmp_path / "run.ckpt"):
-            for new, old in zip(load(file)(random_pixels()), expected, strict=True):
-                assert torch.equal(new, old)
+        for old, new in zip(agent.eval()(random_pixels()), teacher(random_pixels()), strict=True):
+            assert old.std() > 0
+            assert torch.equal(old, new)
 
 
-def test_a_retrained_agent_is_exported_with_its_architecture(tmp_path: Path) -> None:
-    architecture = Architecture(("skip", "conv_k3"), Plan((1, 1), (4, 8)), FRAME, macs=0, parameters=0)
-    architecture.save(tmp_path / "a.json")
-    module = AgentModule(str(tmp_path / "a.json"), **SETTINGS)
-    checkpoint_of(module, tmp_path / "run.ckpt")
-    export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")])
-    module.agent.eval()
-    with torch.no_grad():
-        answers = zip(load(tmp_path / "agent.safetensors")(random_pixels()), module.agent(random_pixels()), strict=True)
-        assert all(torch.equal(new, old) for new, old in answers)
+@pytest.mark.parametrize(("trained", "named"), [("group", "batch"), ("batch", "none"), ("none", "running")])
+def test_weights_that_another_normalization_lacks_are_refused(tmp_path: Path, trained: Any, named: Any) -> None:
+    card = replace(CARD, network="resnet14", normalization=trained)
+    write_agent(tmp_path / "t.safetensors", card.build(), replace(card, normalization=named).to_dict())
+    assert "do not fit" in refusal(tmp_path / "t.safetensors")
 
 
-def test_a_supernet_is_not_exported(tmp_path: Path) -> None:
-    module = SearchModule(Plan((1, 1, 1), (4, 4, 4)), **SETTINGS)
-    checkpoint_of(module, tmp_path / "run.ckpt")
-    with pytest.raises(SettingError, match="supernet"):
-        export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")])
-    assert not list(tmp_path.glob("agent*"))
+@pytest.mark.parametrize("stage", ["teacher", "search", "retrain"])
+def test_a_checkpoint_of_another_normalization_is_not_resumed(tmp_path: Path, stage: str) -> None:
+    def module(normalization: Any) -> Any:
+        if stage == "teacher":
+            return TeacherModule("four_conv", **SETTINGS, normalization=normalization)
+        if stage == "search":
+            return SearchModule(Plan((1, 1), (4, 8)), **SETTINGS, normalization=normalization)
+        Architecture(("skip", "conv_k3"), Plan((1, 1), (4, 8)), FRAME, macs=0, parameters=0).save(tmp_path / "a.json")
+        return AgentModule(str(tmp_path / "a.json"), **SETTINGS, normalization=normalization)
 
-
-@pytest.mark.parametrize("content", ["{", "{}", "[]", None])
-def test_a_wrong_test_file_is_refused(tmp_path: Path, content: str | None) -> None:
-    checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
-    if content is not None:
-        (tmp_path / "test.json").write_text(content)
-    args = ["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")]
-    with pytest.raises(SettingError, match="--test"):
-        export([*args, "--test", str(tmp_path / "test.json")])
-
-
-def test_a_missing_checkpoint_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--ckpt_path: there is no checkpoint"):
-        export(["--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "agent")])
+    checkpoint_of(module("running"), tmp_path / "run.ckpt")
+    checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    module("running").on_load_checkpoint(checkpoint)
+    for other in ("batch", "group"):
+        with pytest.raises(SettingError, match=f"the checkpoint's normalization is running, the settings say {other}"):
+            module(other).on_load_checkpoint(checkpoint)
+    # one that was written before there were kinds
+    del checkpoint["agent_card"]["normalization"]
+    module("batch").on_load_checkpoint(checkpoint)
+    with pytest.raises(SettingError, match="the checkpoint's normalization is batch, the settings say running"):
+        module("running").on_load_checkpoint(checkpoint)
 
 
 # --- bundled teachers -------------------------------------------------------------------------------------------------

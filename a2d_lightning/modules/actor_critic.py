@@ -2,10 +2,10 @@
 
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any, cast
 
-import lightning as L
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 from lightning.pytorch.cli import OptimizerCallable
@@ -13,19 +13,19 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import CatMetric
 
 from a2d_lightning import losses
 from a2d_lightning.advantages import AdvantageEstimator, TDError
 from a2d_lightning.algorithms import A2C, Algorithm, Minibatch, joint_forward
 from a2d_lightning.distillation import DistillationMode, distillation_terms, trains_critic
-from a2d_lightning.envs import GameEnv
 from a2d_lightning.errors import NonFiniteError, SettingError
-from a2d_lightning.evaluation import confidence_interval, play_games
 from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.policy import ActionChoice, choose
+from a2d_lightning.modules.evaluated import EvaluatedModule
+from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
+from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
+from a2d_lightning.policy import ActionChoice
 from a2d_lightning.schedules import PiecewiseLinear
+from a2d_lightning.schemes import Metrics
 from a2d_lightning.search_space import FrameShape
 from a2d_lightning.teachers import IDENTITY, AgentCard, FrozenTeacher, load_teacher
 
@@ -38,7 +38,7 @@ def rmsprop(params: Any) -> Optimizer:
     return torch.optim.RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5)
 
 
-class ActorCriticModule(L.LightningModule):
+class ActorCriticModule(EvaluatedModule):
     """Actor-critic learning with distillation, on rollouts that its own agent collected.
 
     Args:
@@ -58,11 +58,13 @@ class ActorCriticModule(L.LightningModule):
         teacher: bundled name, .safetensors or .ckpt; needed unless ``distillation`` is none.
         actor_distillation_coefficient: alpha_2.
         critic_distillation_coefficient: alpha_3.
+        coefficient_schedules: factor over the budget by name of a loss term (value, entropy, actor_distillation,
+            critic_distillation); constant if absent.
+        normalization: of the agent's layers: batch (paper), running, per_step, group or none.
+        agent_frame_size: height and width of the agent's own frames, where the data's are a multiple (for a teacher
+            that needs larger ones); the data's if absent.
         evaluation_actions: sampled (as trained) or greedy, in evaluations and tests.
     """
-
-    agent: ActorCritic
-    """Acts and is updated; set by the subclass."""
 
     def __init__(
         self,
@@ -82,13 +84,18 @@ class ActorCriticModule(L.LightningModule):
         teacher: str | None = None,
         actor_distillation_coefficient: NonNegativeFloat = 1e-1,
         critic_distillation_coefficient: NonNegativeFloat = 1e-3,
+        coefficient_schedules: dict[str, PiecewiseLinear] | None = None,
+        normalization: Normalization = "batch",
+        agent_frame_size: int | None = None,
         evaluation_actions: ActionChoice = "sampled",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.game = game
         self.frame_shape = frame_shape
+        self.agent_frame_shape = scaled_frame_shape(frame_shape, agent_frame_size)
         self.num_actions = num_actions
+        self.normalization: Normalization = normalization
         self.total_env_steps = total_env_steps
         self.algorithm = algorithm or A2C()
         self.advantage = advantage or TDError()
@@ -104,27 +111,50 @@ class ActorCriticModule(L.LightningModule):
             "actor_distillation": actor_distillation_coefficient,
             "critic_distillation": critic_distillation_coefficient,
         }
+        self.coefficient_schedules = coefficient_schedules or {}
+        unknown = self.coefficient_schedules.keys() - self.coefficients.keys()
+        if unknown:
+            raise SettingError(
+                f"model.coefficient_schedules: there is no loss term {min(unknown)!r}; choose among "
+                f"{', '.join(self.coefficients)}."
+            )
         self.distillation = distillation
         self.teacher_name = teacher
-        self.evaluation_actions: ActionChoice = evaluation_actions
+        self.evaluation_actions = evaluation_actions
         if distillation != "none" and teacher is None:
             raise SettingError(
                 f"model.teacher: distillation {distillation!r} needs a teacher; name one, or set "
                 "--model.distillation none."
             )
-        self.env_steps = 0
+        self.weight_updates = 0
         self._learning_rates: list[float] = []
         # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
         self._teacher: tuple[FrozenTeacher, ...] = ()
         # of this rank's games: ranks end games at different times, so a sum over them would wait for ever
         self.recent_game_scores: deque[float] = deque(maxlen=RECENT_GAMES)
-        self.game_scores = CatMetric()
+
+    def make_agent(self, backbone: torch.nn.Module) -> ActorCritic:
+        """A fresh agent around ``backbone``, normalized and initialized as the settings say."""
+        agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions)
+        return initialize(with_normalization(agent, self.normalization))
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def card(self) -> AgentCard:
         """What the agent is, for checkpoints and exports."""
+
+    def agent_card(self, network: str, architecture: dict[str, Any] | None = None) -> AgentCard:
+        """The card of this module's agent, whose backbone is called ``network``."""
+        return AgentCard(
+            game=self.game,
+            network=network,
+            frame_shape=self.agent_frame_shape,
+            num_actions=self.num_actions,
+            env_steps=self.env_steps,
+            architecture=architecture,
+            normalization=self.normalization,
+        )
 
     def setup(self, stage: str) -> None:
         """Loads the teacher; only training needs it."""
@@ -139,10 +169,13 @@ class ActorCriticModule(L.LightningModule):
         """Moves the teacher to the agent's device.
 
         Raises:
-            SettingError: a precision in which acting and updating would differ.
+            SettingError: a precision in which acting and updating would differ, or rollouts of no use to the algorithm.
         """
         if self.trainer.precision != "32-true":
             raise SettingError(f"trainer.precision: {self.trainer.precision} is not supported yet; use 32-true.")
+        data: Any = cast(Any, self.trainer).datamodule
+        if data is not None:
+            self.algorithm.check(self.agent, data.num_envs, data.rollout_length)
         for teacher in self._teacher:
             teacher.to(self.device)
 
@@ -170,7 +203,27 @@ class ActorCriticModule(L.LightningModule):
     # --- learning -------------------------------------------------------------------------------------------------
 
     def training_step(self, rollout: TensorDict, batch_idx: int) -> None:
-        """Updates on one rollout ``[num_envs, T]`` that the agent has just collected."""
+        """Learns from one rollout ``[num_envs, T]`` that the agent has just collected."""
+        self._set_learning_rate()
+        metrics = self.learn(rollout)
+        move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
+        self._count(rollout)
+        self._log_training(metrics)
+
+    def learn(self, rollout: TensorDict) -> Metrics:
+        """Updates on a rollout; returns what is worth logging."""
+        metrics: Metrics = {}
+        for total, found in self.losses(rollout, self.agent):
+            metrics |= found | self.step_weights(total)
+        return metrics
+
+    def losses(self, rollout: TensorDict, student: torch.nn.Module) -> Iterator[tuple[Tensor, Metrics]]:
+        """Eq. 8 of each minibatch of a rollout, computed when it is asked for, and what is worth logging.
+
+        Args:
+            rollout: ``[num_envs, T]``.
+            student: pixels to (logits, values): the agent, or the agent with other weights.
+        """
         teacher_logits, teacher_value, teacher_next_value = self._ask_teacher(rollout)
 
         def estimate(value: Tensor, next_value: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,11 +232,9 @@ class ActorCriticModule(L.LightningModule):
             after = rollout["next"]
             return self.advantage(self.gamma, value, next_value, after["reward"], after["done"], after["terminated"])
 
-        self._set_learning_rate()
-        metrics: dict[str, Tensor | float] = {}
-        for update, batch in enumerate(self.algorithm.minibatches(self.agent, rollout, estimate)):
-            if update == 0:
-                metrics |= _agreement(batch)
+        coefficients = self.current_coefficients()
+        for update, batch in enumerate(self.algorithm.minibatches(student, rollout, estimate)):
+            metrics: Metrics = dict(_agreement(batch)) if update == 0 else {}
             terms = self.loss_terms(batch)
             if self.distillation != "none":
                 terms |= distillation_terms(
@@ -192,10 +243,11 @@ class ActorCriticModule(L.LightningModule):
                     teacher_logits.flatten(0, 1)[batch.rows],
                     teacher_value.flatten()[batch.rows],
                 )
+            self._check_finite(terms)
+            total = losses.total_loss(terms, coefficients)
             metrics |= {f"loss/{name}": term.detach() for name, term in terms.items()}
-            metrics |= self.update(terms)
-        self._count(rollout)
-        self._log_training(metrics)
+            metrics["loss/total"] = total.detach()
+            yield total, metrics
 
     def loss_terms(self, batch: Minibatch) -> dict[str, Tensor]:
         """The named terms of L_policy + L_value + alpha_1 L_entropy."""
@@ -204,21 +256,33 @@ class ActorCriticModule(L.LightningModule):
             terms["value"] = losses.value_loss(batch.value, batch.value_target)
         return terms
 
-    def update(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step of the weights on Eq. 8; returns what is worth logging."""
-        total = losses.total_loss(terms, self.coefficients)
-        self._check_finite(terms)
-        optimizer = cast(LightningOptimizer, self.optimizers(use_pl_optimizer=True))
-        optimizer.zero_grad()
+    def current_coefficients(self) -> dict[str, float]:
+        """The weights of Eq. 8's terms at this point of the budget."""
+        progress = self.env_steps / self.total_env_steps
+        factors = {name: schedule(progress) for name, schedule in self.coefficient_schedules.items()}
+        return {name: value * factors.get(name, 1.0) for name, value in self.coefficients.items()}
+
+    def step_weights(self, total: Tensor) -> Metrics:
+        """One step of the weights down the gradient of ``total``; returns what is worth logging."""
+        (optimizer,) = self.zeroed_optimizers()
         self.manual_backward(total)
-        norm = self.clip_weights_gradient()
+        return self.apply_weights_gradient(optimizer)
+
+    def zeroed_optimizers(self) -> list[LightningOptimizer]:
+        """The optimizers, the weights' first, with no gradient left."""
+        found = self.optimizers()
+        optimizers = cast(list[LightningOptimizer], found if isinstance(found, list) else [found])
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        return optimizers
+
+    def apply_weights_gradient(self, optimizer: LightningOptimizer) -> Metrics:
+        """Clips theta's gradient to ``gradient_clip_norm`` and takes the step; returns the norm that it had."""
+        norm = torch.nn.utils.clip_grad_norm_(self.weights(), self.gradient_clip_norm)
         self._check_finite({"gradient": norm})
         optimizer.step()
-        return {"loss/total": total.detach(), "gradient/weights_norm": norm}
-
-    def clip_weights_gradient(self) -> Tensor:
-        """Clips theta's gradient to ``gradient_clip_norm`` and returns the norm it had."""
-        return torch.nn.utils.clip_grad_norm_(self.weights(), self.gradient_clip_norm)
+        self.weight_updates += 1
+        return {"gradient/weights_norm": norm}
 
     def _ask_teacher(self, rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         if not self._teacher:
@@ -251,80 +315,24 @@ class ActorCriticModule(L.LightningModule):
         self.env_steps += rollout.numel() * self.trainer.world_size
         self.recent_game_scores.extend(rollout["next", "game_score"][rollout["next", "game_over"]].tolist())
 
-    def _log_training(self, metrics: dict[str, Tensor | float]) -> None:
+    def _log_training(self, metrics: Metrics) -> None:
+        metrics["weight_updates"] = float(self.weight_updates)
         metrics["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.recent_game_scores:
             metrics["train/recent_game_score"] = fmean(self.recent_game_scores)
-        self.log("step", self._clock())
+        self.log("step", self.clock())
         self.log_dict(metrics)
-
-    def _clock(self) -> Tensor:
-        """Environment steps for the loggers' axis, in float64: float32 rounds large counts."""
-        device = "cpu" if self.device.type == "mps" else self.device  # Apple's has no float64
-        return torch.tensor(self.env_steps, dtype=torch.float64, device=device)
-
-    # --- evaluation -----------------------------------------------------------------------------------------------
-
-    def act(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Actions int64 ``[B]`` of evaluated games, for pixels uint8 ``[B, stack, h, w]``."""
-        logits, _ = self.agent(pixels.to(self.device))
-        return choose(logits, self.evaluation_actions, generator)
-
-    def on_validation_start(self) -> None:
-        """Gives all ranks the first one's running statistics: they score one network, the one that checkpoints keep."""
-        if self.trainer.world_size > 1:
-            for buffer in self.agent.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-    def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
-        """Plays one full game for each seed."""
-        data: Any = cast(Any, self.trainer).datamodule
-        env: GameEnv = data.make_env(len(game_seeds), seed=0)
-        # seeded by the games, so that the score of one set of weights is one number
-        generator = torch.Generator(self.device).manual_seed(int(game_seeds[0]))
-        try:
-            scores = play_games(env, lambda pixels: self.act(pixels, generator), game_seeds.cpu())
-        finally:
-            env.close()
-        self.game_scores.update(scores.to(self.device))
-
-    def test_step(self, game_seeds: Tensor, batch_idx: int) -> None:
-        """As in validation."""
-        self.validation_step(game_seeds, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the mean score over all ranks' games."""
-        self._log_scores("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Logs the mean score over all ranks' games."""
-        self._log_scores("test")
-
-    def _log_scores(self, stage: str) -> None:
-        scores = self.game_scores.compute().flatten()
-        self.game_scores.reset()
-        low, high = confidence_interval(scores)
-        metrics: dict[str, Tensor | float] = {
-            "score": scores.mean(),
-            "score_low95": low,
-            "score_high95": high,
-            "score_min": scores.min(),
-            "score_max": scores.max(),
-            "games": float(scores.numel()),
-        }
-        # every rank has all scores by now; sync_dist only tells Lightning so
-        self.log("step", self._clock(), sync_dist=True)
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def macs(self) -> int:
         """Multiply-accumulates of the backbone for one observation, heads left out."""
-        return count_macs(self.agent.backbone, torch.Size(self.frame_shape))
+        return count_macs(self.agent.backbone, torch.Size(self.agent_frame_shape))
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the clock and the agent's card: plain values, for ``weights_only`` loading."""
         checkpoint["env_steps"] = self.env_steps
+        checkpoint["weight_updates"] = self.weight_updates
         checkpoint["agent_card"] = self.card().to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -333,7 +341,7 @@ class ActorCriticModule(L.LightningModule):
         Raises:
             SettingError: the checkpoint is of another game or network.
         """
-        if "env_steps" not in checkpoint or "agent_card" not in checkpoint:
+        if "weight_updates" not in checkpoint or "agent_card" not in checkpoint:
             raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning.")
         saved = AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path")
         mine = self.card()
@@ -344,6 +352,7 @@ class ActorCriticModule(L.LightningModule):
                     "trained with."
                 )
         self.env_steps = checkpoint["env_steps"]
+        self.weight_updates = checkpoint["weight_updates"]
 
 
 def _agreement(batch: Minibatch) -> dict[str, Tensor]:

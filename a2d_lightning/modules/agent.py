@@ -3,7 +3,6 @@
 from typing import Any
 
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import ActorCritic, initialize
 from a2d_lightning.search_space import Architecture
 from a2d_lightning.teachers import AgentCard
 
@@ -18,11 +17,9 @@ class AgentModule(ActorCriticModule):
     def __init__(self, architecture: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.architecture = Architecture.load(architecture)
-        backbone = self.architecture.build(self.frame_shape)
-        self.agent = initialize(ActorCritic(backbone, self.frame_shape, self.num_actions))
+        backbone = self.architecture.build(self.agent_frame_shape)
+        self.agent = self.make_agent(backbone)
 
     def card(self) -> AgentCard:
         """See the base class."""
-        return AgentCard(
-            self.game, "derived", self.frame_shape, self.num_actions, self.env_steps, self.architecture.to_dict()
-        )
+        return self.agent_card("derived", self.architecture.to_dict())

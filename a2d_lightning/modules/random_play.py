@@ -25,4 +25,4 @@ class RandomModule(ActorCriticModule):
 
     def card(self) -> AgentCard:
         """See the base class."""
-        return AgentCard(self.game, "random", self.frame_shape, self.num_actions, 0)
+        return self.agent_card("random")

@@ -1,56 +1,83 @@
-"""Stage 2 (Sec. 4.4, Alg. 1): weights and alpha of the supernet, updated together from one rollout."""
+"""Stage 2 (Sec. 4.4, Alg. 1): weights and alpha of the supernet, by a scheme, a way to sample and a cost."""
 
+from collections import deque
 from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from jsonargparse.typing import NonNegativeFloat
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import CatMetric
 
-from a2d_lightning import losses
+from a2d_lightning.budget import MacsBudget, check_budget
+from a2d_lightning.costs import CostEstimator, cost_of
 from a2d_lightning.errors import SettingError
 from a2d_lightning.macs import count_macs
-from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import ActorCritic, initialize, make_backbone
+from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
+from a2d_lightning.networks import ActorCritic, make_backbone
+from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
+from a2d_lightning.sampling import Sampling
+from a2d_lightning.schemes import DrawnRollout, OneLevel, SearchScheme
 from a2d_lightning.search_space import Architecture, Plan
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.supernet import Supernet, inherit_weights
 from a2d_lightning.teachers import AgentCard
+
+RECALIBRATION_ROLLOUTS = 8
 
 
 class SearchModule(ActorCriticModule):
-    """One-level search: min over theta and alpha of L_total + lambda L_cost(alpha) (Eq. 9).
-
-    theta gets L_total and alpha gets L_total + lambda L_cost, from one backward: the cost depends on alpha alone.
+    """Searches an architecture: min over theta and alpha of L_total + lambda L_cost(alpha) (Eq. 9).
 
     Args:
         plan: groups, cells and channels of the supernet.
-        lambda_cost: lambda. L_cost is the expected MACs divided by ResNet-20's at the same frames.
+        scheme: OneLevel (A2D's, and if absent), BiLevel or UnrolledBiLevel.
+        sampling: SoftSum (paper, and if absent), HardStraightThrough, TopK or SinglePath.
+        lambda_cost: lambda. L_cost is the MACs of the derived network's cells, as ``cost`` estimates them, divided by
+            ResNet-20's at the same frames.
+        target_macs: the derived network's MACs; lambda then adapts so that it ends within 95 % to 100 % of them.
+        cost: estimator of L_cost: expected (over alpha), drawn (of the current draw) or argmax (straight-through).
         alpha_learning_rate: of alpha's Adam (paper: 1e-3, constant); 0 freezes alpha, as a control.
         alpha_betas: of alpha's Adam (paper: momentum 0.9).
+        alpha_warmup_env_steps: environment steps during which only the weights learn.
+        score_derived: evaluate the derived network, too, with weights from the supernet, beside the supernet.
         seed: of the Gumbel draws; alike on all ranks.
     """
 
     def __init__(
         self,
         plan: Plan = Plan(),  # noqa: B008 (frozen)
+        scheme: SearchScheme | None = None,
+        sampling: Sampling | None = None,
         lambda_cost: NonNegativeFloat = 0.1,
+        target_macs: PositiveFloat | None = None,
+        cost: CostEstimator = "expected",
         alpha_learning_rate: NonNegativeFloat = 1e-3,
         alpha_betas: tuple[float, float] = (0.9, 0.999),
+        alpha_warmup_env_steps: NonNegativeInt = 0,
+        score_derived: bool = True,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.lambda_cost = float(lambda_cost)
+        self.scheme = scheme or OneLevel()
+        self.lambda_cost: Tensor | float = float(lambda_cost)
+        self.cost = cost
         self.alpha_learning_rate = float(alpha_learning_rate)  # a plain number, as in the base class
         self.alpha_betas = alpha_betas
-        supernet = Supernet(plan, self.frame_shape)
-        self.agent = initialize(ActorCritic(supernet, self.frame_shape, self.num_actions))
-        reference = make_backbone("resnet20", self.frame_shape)
-        self.reference_macs = count_macs(reference, torch.Size(self.frame_shape))
+        self.alpha_warmup_env_steps = alpha_warmup_env_steps
+        self.score_derived = score_derived
+        self.agent = self.make_agent(Supernet(plan, self.agent_frame_shape, sampling))
+        self.budget = self._checked_budget(target_macs)
+        reference = make_backbone("resnet20", self.agent_frame_shape)
+        self.reference_macs = count_macs(reference, torch.Size(self.agent_frame_shape))
         self.gumbel_generator = torch.Generator().manual_seed(seed)
         self.supernet.draw(self.gumbel_generator)
+        self.derived: ActorCritic | None = None
+        self.derived_scores = CatMetric()
+        self._waiting: list[DrawnRollout] = []
+        self._recent_frames: deque[Tensor] = deque(maxlen=RECALIBRATION_ROLLOUTS)
 
     @property
     def supernet(self) -> Supernet:
@@ -61,6 +88,21 @@ class SearchModule(ActorCriticModule):
         """theta: everything but alpha."""
         return [p for p in self.agent.parameters() if p is not self.supernet.alpha_logits]
 
+    # --- set-up ---------------------------------------------------------------------------------------------------
+
+    def _checked_budget(self, target_macs: float | None) -> MacsBudget | None:
+        if self.alpha_warmup_env_steps >= self.total_env_steps:
+            raise SettingError(
+                f"model.alpha_warmup_env_steps: {self.alpha_warmup_env_steps:,} leaves nothing of data.total_env_steps "
+                f"{self.total_env_steps:,} to search in."
+            )
+        if target_macs is None:
+            return None
+        if self.alpha_learning_rate == 0:
+            raise SettingError("model.target_macs: alpha does not move at alpha_learning_rate 0; leave one out.")
+        check_budget(target_macs, *self.supernet.macs_range())
+        return MacsBudget(float(target_macs))
+
     def configure_optimizers(self) -> list[Optimizer]:
         """The weights' optimizer, then alpha's."""
         try:
@@ -69,67 +111,164 @@ class SearchModule(ActorCriticModule):
             raise SettingError(f"model.alpha_betas: {error}.") from error
         return [*super().configure_optimizers(), alpha]
 
+    def on_fit_start(self) -> None:
+        """Checks what only the trainer knows.
+
+        Raises:
+            SettingError: epochs too short for the scheme, or processes that would wait for operators not computed.
+        """
+        super().on_fit_start()
+        data: Any = cast(Any, self.trainer).datamodule
+        needed = self.scheme.rollouts_per_update
+        if data is not None and data.rollouts_per_epoch < needed:
+            raise SettingError(
+                f"model.scheme: {type(self.scheme).__name__} takes {needed} rollouts an update and an epoch has "
+                f"{data.rollouts_per_epoch}; raise data.env_steps_per_epoch to {needed * data.env_steps_per_rollout:,}."
+            )
+        finds_unused = getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
+        if self.trainer.world_size > 1 and self.supernet.sampling.skips_operators and not finds_unused:
+            raise SettingError(
+                f"trainer.strategy: with {type(self.supernet.sampling).__name__} some operators get no gradient; use "
+                "ddp_find_unused_parameters_true."
+            )
+
     def on_train_start(self) -> None:
         """Alpha's rate is what the settings say, on resume too."""
         super().on_train_start()
         self.trainer.optimizers[1].param_groups[0]["lr"] = self.alpha_learning_rate
 
-    def update(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One step of weights and alpha on Eq. 9."""
-        self._check_finite(terms)
-        total = losses.total_loss(terms, self.coefficients)
-        cost = self.supernet.expected_macs() / self.reference_macs
-        weights_optimizer, alpha_optimizer = cast(list[LightningOptimizer], self.optimizers())
-        weights_optimizer.zero_grad()
-        alpha_optimizer.zero_grad()
-        self.manual_backward(total + self.lambda_cost * cost)
-        norm = self.clip_weights_gradient()
-        alpha_norm = cast(Tensor, self.supernet.alpha_logits.grad).norm()
-        self._check_finite({"gradient": norm, "gradient of alpha": alpha_norm})
-        metrics = {
-            "loss/total": total.detach(),
-            "loss/cost": cost.detach(),
-            "gradient/weights_norm": norm,
-            **self._alpha_gradient_norms(),
-        }
-        weights_optimizer.step()
+    # --- learning -------------------------------------------------------------------------------------------------
+
+    def learn(self, rollout: TensorDict) -> Metrics:
+        """Keeps the rollout until the scheme has as many as it takes."""
+        self._recent_frames.append(rollout["pixels"].flatten(0, 1).clone())
+        scheme = self.scheme if self.env_steps >= self.alpha_warmup_env_steps else OneLevel()
+        if len(self._waiting) + 1 < scheme.rollouts_per_update:
+            # a copy: the collector writes the next rollout into the same memory
+            self._waiting.append(DrawnRollout(rollout.clone(), self.supernet.current_draw()))
+            return {}
+        rollouts = [*self._waiting, DrawnRollout(rollout, self.supernet.current_draw())]
+        self._waiting.clear()
+        metrics = scheme.learn(self, rollouts)
+        if self.budget is not None and self.alpha_moves:
+            self.budget.observe(self.supernet.argmax_macs(), self.env_steps / self.total_env_steps)
+        return metrics
+
+    @property
+    def alpha_moves(self) -> bool:
+        """Whether the warm-up of the weights is over."""
+        return self.env_steps >= self.alpha_warmup_env_steps
+
+    def step_both(self, total: Tensor) -> Metrics:
+        """One step of theta on L_total and of alpha on L_total + lambda L_cost, from one backward."""
+        weights_optimizer, alpha_optimizer = self.zeroed_optimizers()
+        self.manual_backward(total)
+        metrics = self._add_cost_gradient()  # before the weights move: a gradient that is not finite moves nothing
+        metrics |= self.apply_weights_gradient(weights_optimizer)
+        if self.alpha_moves:
+            alpha_optimizer.step()
+        return metrics
+
+    def step_alpha(self, total: Tensor) -> Metrics:
+        """One step of alpha on L_total + lambda L_cost."""
+        _, alpha_optimizer = self.zeroed_optimizers()
+        self.manual_backward(total)
+        metrics = self._add_cost_gradient()
         alpha_optimizer.step()
+        return metrics
+
+    def step_weights(self, total: Tensor) -> Metrics:
+        """One step of theta on L_total."""
+        weights_optimizer, _ = self.zeroed_optimizers()
+        self.manual_backward(total)
+        return self.apply_weights_gradient(weights_optimizer)
+
+    def _add_cost_gradient(self) -> Metrics:
+        """Adds lambda L_cost's gradient to alpha's, which is alike on all ranks as it depends on alpha alone."""
+        supernet = self.supernet
+        table = self.budget.distances(supernet) if self.budget else supernet.macs_table / self.reference_macs
+        cost = cost_of(supernet, self.cost, table)
+        (of_cost,) = torch.autograd.grad(cost, supernet.alpha_logits)
+        of_reward = cast(Tensor, supernet.alpha_logits.grad)
+        self._check_finite({"gradient of alpha": of_reward.norm()})
+        if self.budget is not None:
+            self.lambda_cost = self.budget.lambda_cost(of_reward, of_cost)
+        metrics: Metrics = {
+            "loss/cost": cost.detach(),
+            "search/lambda": self.lambda_cost,
+            "gradient/alpha_reward_norm": of_reward.norm(),
+            "gradient/alpha_cost_norm": (self.lambda_cost * of_cost).norm(),
+        }
+        supernet.alpha_logits.grad = of_reward + self.lambda_cost * of_cost
         return metrics
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draws the noise of the next rollout: the policy that acts on it is the one that is updated on it."""
         self.supernet.draw(self.gumbel_generator)
 
+    # --- the derived network --------------------------------------------------------------------------------------
+
     def derive(self) -> Architecture:
         """The architecture that alpha implies now."""
         return self.supernet.derive(self.game, str(self.teacher_name or ""), self.env_steps)
+
+    def derived_agent(self) -> ActorCritic:
+        """The derived network with the supernet's weights, batch norm recalibrated on the latest rollouts."""
+        architecture = self.derive()
+        backbone = architecture.build(self.agent_frame_shape)
+        agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions)
+        with_normalization(agent, inference_normalization(self.normalization))
+        inherit_weights(backbone, self.supernet, architecture.operators)
+        agent.actor.load_state_dict(self.agent.actor.state_dict())
+        agent.critic.load_state_dict(self.agent.critic.state_dict())
+        agent.to(self.device)
+        recalibrate(agent, list(self._recent_frames))
+        return agent
+
+    def on_validation_start(self) -> None:
+        """Derives the network to score; before any rollout there are no frames to recalibrate it on."""
+        super().on_validation_start()
+        self.derived = None
+        if self.score_derived and self._recent_frames:
+            self.derived = self.derived_agent()
+            self.share_buffers(self.derived)
+
+    def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
+        """Plays the games with the supernet, and again with the derived network."""
+        super().validation_step(game_seeds, batch_idx)
+        if self.derived is not None:
+            derived = self.derived
+            self.derived_scores.update(
+                self.play(game_seeds, lambda pixels, generator: self.actions_of(derived, pixels, generator))
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs both scores."""
+        super().on_validation_epoch_end()
+        if self.derived is not None:
+            self.log_scores("val/derived_", self.derived_scores)
+            self.derived = None
 
     def macs(self) -> int:
         """Of the network that alpha implies now."""
         return self.supernet.argmax_macs()
 
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
     def card(self) -> AgentCard:
         """See the base class; a supernet is no teacher, so its card names no network that could be rebuilt."""
-        plan = {"plan": asdict(self.supernet.plan)}
-        return AgentCard(self.game, "supernet", self.frame_shape, self.num_actions, self.env_steps, plan)
+        return self.agent_card("supernet", {"plan": asdict(self.supernet.plan)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the state of the Gumbel draws."""
+        """Adds the states of the Gumbel draws and of the budget."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["gumbel_generator"] = self.gumbel_generator.get_state()
+        if self.budget is not None:
+            checkpoint["budget"] = self.budget.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the state of the Gumbel draws."""
+        """Restores them."""
         super().on_load_checkpoint(checkpoint)
         self.gumbel_generator.set_state(checkpoint["gumbel_generator"].cpu())
-
-    def _alpha_gradient_norms(self) -> dict[str, Tensor]:
-        """Norms of the two parts of alpha's gradient: what lambda has to balance."""
-        alpha = self.supernet.alpha_logits
-        (of_cost,) = torch.autograd.grad(self.supernet.expected_macs() / self.reference_macs, alpha)
-        of_cost = self.lambda_cost * of_cost
-        assert alpha.grad is not None
-        return {
-            "gradient/alpha_cost_norm": of_cost.norm(),
-            "gradient/alpha_reward_norm": (alpha.grad - of_cost).norm(),
-        }
+        if self.budget is not None and "budget" in checkpoint:
+            self.budget.load_state_dict(checkpoint["budget"])

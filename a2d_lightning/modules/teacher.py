@@ -3,7 +3,7 @@
 from typing import Any
 
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import ActorCritic, initialize, make_backbone
+from a2d_lightning.networks import make_backbone
 from a2d_lightning.teachers import AgentCard
 
 
@@ -17,9 +17,9 @@ class TeacherModule(ActorCriticModule):
     def __init__(self, network: str = "resnet20", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.network = network
-        backbone = make_backbone(network, self.frame_shape)
-        self.agent = initialize(ActorCritic(backbone, self.frame_shape, self.num_actions))
+        backbone = make_backbone(network, self.agent_frame_shape)
+        self.agent = self.make_agent(backbone)
 
     def card(self) -> AgentCard:
         """See the base class."""
-        return AgentCard(self.game, self.network, self.frame_shape, self.num_actions, self.env_steps)
+        return self.agent_card(self.network)

@@ -1,0 +1,198 @@
+"""How channels are normalized, so that the policy that acts on a rollout is the one that is updated on it.
+
+Acting sees the n frames of one time step, updating the n(T+1) of a rollout. Conventional batch norm normalizes each by
+its own batch: two policies. Every other kind here gives one, up to rounding. What plays in evaluations and exports
+normalizes by running statistics (or by none), so that it plays at batch 1 as it was evaluated.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Normalization = Literal["batch", "running", "per_step", "group", "none"]
+
+M = TypeVar("M", bound=nn.Module)
+
+CHANNELS_PER_GROUP = 8
+
+
+class RunningBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm by its running statistics in train mode too; they move between rollouts only, and get no gradient.
+
+    :func:`move_running_statistics` moves them by what the updates of a rollout have seen.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.seen: list[Tensor] = []  # (mean, variance) of each batch since they moved last, float [2, C]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[B, C, h, w]``, normalized."""
+        if self.training and self.track_running_stats:
+            with torch.no_grad():
+                variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+                self.seen.append(torch.stack([mean, variance]))
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class PerStepBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm by the batch of one time step: the frames that acted together are normalized together in updates.
+
+    :func:`time_steps` says which those are; without it the whole batch is one time step, as it is while acting.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.num_envs = 0
+        self.num_steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[B, C, h, w]``, normalized."""
+        if not self.training or self.num_envs == 0:
+            return super().forward(x)
+        running_mean, running_var = _statistics(self)
+        momentum = _momentum(self)
+        moved = (running_mean, running_var) if self.track_running_stats else (None, None)
+        acted = self.num_envs * self.num_steps
+        parts = [
+            F.batch_norm(step, moved[0], moved[1], self.weight, self.bias, True, momentum / self.num_steps, self.eps)
+            for step in x[:acted].split(self.num_envs)
+        ]
+        if len(x) > acted:  # last frames of truncated games, which nobody acted on
+            # copies: a second forward before the backward moves the statistics
+            still = running_mean.clone(), running_var.clone()
+            parts.append(F.batch_norm(x[acted:], still[0], still[1], self.weight, self.bias, False, 0.0, self.eps))
+        return torch.cat(parts)
+
+
+class ChannelAffine(nn.Module):
+    """Batch norm's scale and shift without its statistics."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[B, C, h, w]``, normalized."""
+        return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
+
+
+_LAYERS: dict[Normalization, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "running": RunningBatchNorm2d,
+    "per_step": PerStepBatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(channels // math.gcd(channels, CHANNELS_PER_GROUP), channels),
+    "none": ChannelAffine,
+}
+
+
+def with_normalization(network: M, normalization: Normalization) -> M:
+    """Replaces every batch norm of a new ``network`` by fresh layers of another kind, in place.
+
+    Args:
+        network: as it was built, with conventional batch norm (the paper's).
+        normalization: ``batch`` (the paper's), ``running`` (running statistics, while training too), ``per_step`` (the
+            batch of one time step), ``group`` (groups of 8 channels), ``none`` (a scale and a shift).
+    """
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _LAYERS[normalization](child.num_features))
+    return network
+
+
+def inference_normalization(normalization: Normalization) -> Normalization:
+    """The plain kind that evaluates alike with the same weights: all kinds of batch norm share running statistics."""
+    return "batch" if normalization in ("running", "per_step") else normalization
+
+
+def normalizes_by_time_step(network: nn.Module) -> bool:
+    """Whether minibatches must keep the frames of a time step together."""
+    return any(isinstance(layer, PerStepBatchNorm2d) for layer in network.modules())
+
+
+@contextmanager
+def time_steps(network: nn.Module, num_envs: int, num_steps: int) -> Iterator[None]:
+    """Inside, the first ``num_steps * num_envs`` frames of a batch are time steps of ``num_envs`` frames each."""
+    layers = [layer for layer in network.modules() if isinstance(layer, PerStepBatchNorm2d)]
+    for layer in layers:
+        layer.num_envs, layer.num_steps = num_envs, num_steps
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.num_envs = layer.num_steps = 0
+
+
+@contextmanager
+def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norm in train mode normalizes as ever but leaves its running statistics alone.
+
+    A policy acts in it, so that the running statistics, which evaluation uses, are those of the learner's batches.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@torch.no_grad()
+def move_running_statistics(network: nn.Module, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    """Moves the statistics of ``running`` layers by what they have seen since the last call.
+
+    Args:
+        network: any.
+        mean_over_ranks: float ``[N]`` to its mean over all processes, which so keep one policy.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, RunningBatchNorm2d) and layer.seen]
+    if not layers:
+        return
+    seen = mean_over_ranks(torch.cat([torch.stack(layer.seen).mean(0).flatten() for layer in layers]))
+    for layer, statistics in zip(layers, seen.split([2 * layer.num_features for layer in layers]), strict=True):
+        mean, variance = statistics.view(2, -1)
+        running_mean, running_var = _statistics(layer)
+        running_mean.lerp_(mean, _momentum(layer))
+        running_var.lerp_(variance, _momentum(layer))
+        layer.seen.clear()
+
+
+@torch.no_grad()
+def recalibrate(network: nn.Module, batches: list[Tensor]) -> None:
+    """Sets the running statistics of conventional batch norm to their means over ``batches``; leaves it in eval mode.
+
+    Args:
+        network: what it takes are the batches.
+        batches: at least one.
+    """
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    network.train()
+    for batch in batches:
+        network(batch)
+    network.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _statistics(layer: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
+def _momentum(layer: nn.BatchNorm2d) -> float:
+    assert layer.momentum is not None
+    return layer.momentum

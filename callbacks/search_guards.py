@@ -1,0 +1,93 @@
+"""Notices, while a search runs, the known ways in which it goes wrong."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from a2d_lightning.errors import SettingError
+from a2d_lightning.modules import SearchModule
+from a2d_lightning.search_space import OPERATORS
+from callbacks.search_only import search_module
+
+SKIP = list(OPERATORS).index("skip")
+
+
+class SearchGuards(L.Callback):
+    """Says in one line, once each, that the search collapsed to skips, or that alpha stands still or froze too early.
+
+    It looks as often as the trainer writes its logs. An alpha that a control freezes on purpose is left alone.
+
+    Args:
+        skip_fraction: part of the cells beyond which decided skips are a collapse.
+        still_logits: an alpha that has spread by less at half of the search has not moved.
+        frozen_probability: a cell whose best operator has more is decided; a search all of whose cells are decided
+            before its half is over chose while its weights were hardly trained.
+    """
+
+    def __init__(self, skip_fraction: float = 0.5, still_logits: float = 0.2, frozen_probability: float = 0.98) -> None:
+        for name, value in (("skip_fraction", skip_fraction), ("frozen_probability", frozen_probability)):
+            if not 0 < value < 1:
+                raise SettingError(f"SearchGuards: {name} {value} must lie between 0 and 1.")
+        if still_logits <= 0:
+            raise SettingError(f"SearchGuards: still_logits {still_logits} must be positive.")
+        self.skip_fraction = skip_fraction
+        self.still_logits = still_logits
+        self.frozen_probability = frozen_probability
+        self.said: list[str] = []
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuses other stages than the search."""
+        search_module(self, pl_module)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
+        """Looks at the interval."""
+        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+            for kind, message in self.findings(search_module(self, pl_module)):
+                if kind not in self.said:
+                    self.said.append(kind)
+                    rank_zero_info(f"warning: {message}")
+
+    @torch.no_grad()
+    def findings(self, search: SearchModule) -> Iterator[tuple[str, str]]:
+        """What is wrong now: its kind, and a line that says so and what to do."""
+        if search.alpha_learning_rate == 0 or not search.alpha_moves:
+            return
+        supernet = search.supernet
+        alpha = supernet.log_alpha().exp()  # [cells, operators]
+        cells = len(alpha)
+        warmup = search.alpha_warmup_env_steps
+        searched = (search.env_steps - warmup) / (search.total_env_steps - warmup)
+        at = f"at environment step {search.env_steps:,}"
+        skips = int((alpha[:, SKIP] > 0.5).sum())
+        if skips > self.skip_fraction * cells:
+            yield (
+                "skips",
+                f"{skips} of {cells} cells have settled on skip {at}: the known collapse of differentiable search; "
+                "lower model.lambda_cost, set model.target_macs, or give the weights model.alpha_warmup_env_steps.",
+            )
+        spread = float((supernet.alpha_logits.amax(1) - supernet.alpha_logits.amin(1)).max())
+        if searched >= 0.5 and spread < self.still_logits:
+            yield (
+                "still",
+                f"alpha has hardly moved {at}: its logits differ by {spread:.2g} at most, so the derived network would "
+                "be noise; raise model.alpha_learning_rate or data.total_env_steps.",
+            )
+        best = float(alpha.amax(1).min())
+        if searched < 0.5 and best > self.frozen_probability:
+            yield (
+                "frozen",
+                f"alpha froze {at}, {searched:.0%} into the search: every cell gives its best operator more than "
+                f"{self.frozen_probability:.0%}; lower model.alpha_learning_rate or model.lambda_cost, or set "
+                "model.alpha_warmup_env_steps.",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was said, for a resumed run."""
+        return {"said": self.said}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.said = list(state_dict["said"])

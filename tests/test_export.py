@@ -1,0 +1,105 @@
+"""Export: a checkpoint becomes weights and a card that teach and play as the agent did."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from a2d_lightning.errors import SettingError
+from a2d_lightning.export import export
+from a2d_lightning.macs import count_macs
+from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
+from a2d_lightning.networks import count_parameters
+from a2d_lightning.search_space import Architecture, FrameShape, Plan
+from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
+
+FRAME: FrameShape = (4, 42, 42)
+CARD = AgentCard("pong", "four_conv", FRAME, 6, 1000)
+SETTINGS: dict[str, Any] = {"game": "pong", "frame_shape": FRAME, "num_actions": 6, "total_env_steps": 1000}
+
+
+def random_pixels() -> Tensor:
+    return torch.randint(256, (3, *FRAME), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def load(path: Path) -> FrozenTeacher:
+    return load_teacher(str(path), "pong", FRAME, 6)
+
+
+def checkpoint_of(module: Any, path: Path) -> None:
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def test_an_exported_checkpoint_teaches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    module = TeacherModule("four_conv", **SETTINGS)
+    module.env_steps = 77
+    checkpoint_of(module, tmp_path / "run.ckpt")
+    test = {"score": 3.5, "score_low95": 3.0, "score_high95": 4.0, "games": 30.0, "actions": "sampled", "macs": 1.0}
+    (tmp_path / "test.json").write_text(json.dumps(test))
+    args = f"--ckpt_path {tmp_path}/run.ckpt --output {tmp_path}/out/agent --test {tmp_path}/test.json".split()
+    export([*args, "--trained_by", "fit --config teacher.yaml"])
+    assert "agent.safetensors and agent.json: four_conv for pong" in capsys.readouterr().out
+
+    card = json.loads((tmp_path / "out" / "agent.json").read_text())
+    assert {name: card[name] for name in CARD.to_dict()} == replace(CARD, env_steps=77).to_dict()
+    assert card["macs"] == count_macs(module.agent.backbone, torch.Size(FRAME))
+    assert card["parameters"] == count_parameters(module.agent.backbone)
+    assert card["score"] == {name: test[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
+    assert card["trained_by"] == "fit --config teacher.yaml"
+    with torch.no_grad():
+        expected = module.agent.eval()(random_pixels())
+        # the checkpoint itself teaches as well
+        for file in (tmp_path / "out" / "agent.safetensors", tmp_path / "run.ckpt"):
+            for new, old in zip(load(file)(random_pixels()), expected, strict=True):
+                assert torch.equal(new, old)
+
+
+@pytest.mark.parametrize("kind", ["batch", "running", "per_step", "group", "none"])
+def test_a_retrained_agent_is_exported_with_architecture_and_normalization(tmp_path: Path, kind: Any) -> None:
+    torch.manual_seed(0)
+    Architecture(("skip", "conv_k3"), Plan((1, 1), (8, 16)), FRAME, macs=0, parameters=0).save(tmp_path / "a.json")
+    module = AgentModule(str(tmp_path / "a.json"), **SETTINGS, normalization=kind)
+    for name, statistics in module.agent.named_buffers():
+        if "running" in name:
+            statistics.uniform_(0.5, 1.5)
+    checkpoint_of(module, tmp_path / "run.ckpt")
+    export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")])
+    assert json.loads((tmp_path / "agent.json").read_text())["normalization"] == kind
+    exported = load(tmp_path / "agent.safetensors")
+    with torch.no_grad():
+        evaluated = module.agent.eval()(random_pixels())
+        assert all(answer.std(0).max() > 0 for answer in evaluated)
+        assert all(torch.equal(new, old) for new, old in zip(exported(random_pixels()), evaluated, strict=True))
+        alone = [torch.cat(part) for part in zip(*(exported(frame[None]) for frame in random_pixels()), strict=True)]
+        for mine, together in zip(alone, evaluated, strict=True):
+            torch.testing.assert_close(mine, together, rtol=1e-5, atol=1e-5 * float(together.abs().max()))
+
+
+def test_a_supernet_is_not_exported(tmp_path: Path) -> None:
+    module = SearchModule(Plan((1, 1, 1), (4, 4, 4)), **SETTINGS)
+    checkpoint_of(module, tmp_path / "run.ckpt")
+    with pytest.raises(SettingError, match="supernet"):
+        export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")])
+    assert not list(tmp_path.glob("agent*"))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", None])
+def test_a_wrong_test_file_is_refused(tmp_path: Path, content: str | None) -> None:
+    checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
+    if content is not None:
+        (tmp_path / "test.json").write_text(content)
+    args = ["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")]
+    with pytest.raises(SettingError, match="--test"):
+        export([*args, "--test", str(tmp_path / "test.json")])
+
+
+def test_a_missing_checkpoint_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="--ckpt_path: there is no checkpoint"):
+        export(["--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "agent")])
