@@ -17,7 +17,9 @@ TOLERANCE = 0.02
 RISE = 80.0
 DECAY = 3.0
 """Natural logarithms by which the pressure would move in a whole run, outside and inside of the budget."""
-WEAKEST, STRONGEST = 0.02, 3.0
+WEAKEST, STRONGEST = 0.02, 30.0
+PATIENCE = 4
+"""The pressure stays below ``STRONGEST * progress ** PATIENCE``, so that the reward is heard before the budget."""
 MEMORY = 0.99
 
 
@@ -30,7 +32,8 @@ class MacsBudget:
 
     lambda = pressure * |reward's gradient on alpha| / |cost's gradient on alpha|, a running mean over the reward's: a
     scale that no game, plan or decidedness of alpha changes. The pressure rises while the budget is not met and falls
-    slowly while it is. Found by simulating alpha under random rewards (docs/notes.md).
+    slowly while it is; its ceiling is low at first and rises over the run, so that the reward decides what the budget
+    leaves open. Found by simulating alpha under random rewards (docs/notes.md).
 
     Args:
         target_macs: the budget.
@@ -38,7 +41,7 @@ class MacsBudget:
 
     def __init__(self, target_macs: float) -> None:
         self.target_macs = target_macs
-        self.pressure = 0.1
+        self.pressure = WEAKEST
         self.progress = 0.0
         self.reward_norm: Tensor | None = None
 
@@ -67,7 +70,7 @@ class MacsBudget:
         met = abs(derived_macs / self.target_macs - AIM) <= TOLERANCE
         rate = -DECAY if met else RISE
         self.pressure *= math.exp(rate * (progress - self.progress))
-        self.pressure = min(max(self.pressure, WEAKEST), STRONGEST)
+        self.pressure = max(min(self.pressure, STRONGEST * progress**PATIENCE), WEAKEST)
         self.progress = progress
 
     def state_dict(self) -> dict[str, Any]:

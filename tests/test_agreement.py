@@ -192,47 +192,66 @@ def test_alpha_that_moves_between_minibatches_leaves_the_rollouts_path_alone(sam
 
 
 class Watched(TeacherModule):
-    """Keeps what it logs of its first minibatches, and whether statistics moved while it learned from a rollout."""
+    """Keeps what it logs of its first minibatches, and when its running statistics moved."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.logged: list[dict[str, float]] = []
-        self.moved: list[bool] = []
-        self.first_statistics = self.statistics()
+        self.moved: set[str] = set()
+        self.last = self.statistics()
         with torch.no_grad():
             self.agent.actor.weight.mul_(100)  # the first policy is no longer uniform
 
     def statistics(self) -> Tensor:
-        found = [x.flatten() for name, x in self.agent.named_buffers() if "running" in name]
-        return torch.cat([torch.zeros(1), *found])  # a copy
+        """A copy."""
+        return torch.cat(
+            [torch.zeros(1), *(x.flatten() for name, x in self.agent.named_buffers() if "running" in name)]
+        )
+
+    def note(self, when: str) -> None:
+        if not torch.equal(self.last, now := self.statistics()):
+            self.moved.add(when)
+        self.last = now
+
+    def training_step(self, rollout: TensorDict, batch_idx: int) -> None:
+        self.note("acting")
+        if any(getattr(layer, "seen", []) for layer in self.agent.modules()):
+            self.moved.add("acting")
+        super().training_step(rollout, batch_idx)
+        self.note("between rollouts")
 
     def learn(self, rollout: TensorDict) -> dict[str, Any]:
-        before = self.statistics()
         metrics = super().learn(rollout)
+        self.note("updates")
         self.logged.append({name: float(x) for name, x in metrics.items() if name.startswith("policy/")})
-        self.moved.append(not torch.equal(self.statistics(), before))
         return metrics
+
+
+def fit_catch(**settings: Any) -> Watched:
+    """Twelve rollouts of a ResNet that plays Catch."""
+    L.seed_everything(0, verbose=False)
+    frames = FrameSettings(size=SIZE, stack=1, skip=1)
+    data = RolloutDataModule(CATCH, num_envs=8, total_env_steps=12 * 40, env_steps_per_epoch=6 * 40, frames=frames)
+    of_data = {name: getattr(data, name) for name in ("game", "frame_shape", "num_actions", "total_env_steps")}
+    module = Watched(network="resnet14", **of_data, **settings)
+    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        L.Trainer(accelerator="cpu", devices=1, max_epochs=2, limit_val_batches=0, **quiet).fit(module, datamodule=data)
+    return module
 
 
 @pytest.mark.parametrize("algorithm", [A2C(), PPO(epochs=2, num_minibatches=2)], ids=lambda x: type(x).__name__)
 @pytest.mark.parametrize("kind", ["batch", *EXACT])
 def test_a_run_logs_that_the_updated_policy_is_the_one_that_acted(kind: Normalization, algorithm: Any) -> None:
-    L.seed_everything(0, verbose=False)
-    frames = FrameSettings(size=SIZE, stack=1, skip=1)
-    data = RolloutDataModule(CATCH, num_envs=8, total_env_steps=12 * 40, env_steps_per_epoch=6 * 40, frames=frames)
-    settings = {name: getattr(data, name) for name in ("game", "frame_shape", "num_actions", "total_env_steps")}
-    module = Watched(network="resnet14", **settings, normalization=kind, algorithm=algorithm)
-    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        L.Trainer(accelerator="cpu", devices=1, max_epochs=2, limit_val_batches=0, **quiet).fit(module, datamodule=data)
+    module = fit_catch(normalization=kind, algorithm=algorithm)
     assert len(module.logged) == 12
     assert min(row["policy/entropy"] for row in module.logged) < 0.9 * math.log(3)
-    # later minibatches, too, go by the statistics that acted
-    assert module.moved == [kind in ("batch", "per_step")] * 12
-    assert torch.equal(module.statistics(), module.first_statistics) == (kind in ("group", "none"))
     found = [row["policy/kl_acted_updated"] for row in module.logged]
     assert max(found) > 100 * LIMIT if kind == "batch" else max(found) < LIMIT
+    # never while acting; statistics that act stay while PPO goes on with the rollout, too
+    moves = {"batch": {"updates"}, "per_step": {"updates"}, "running": {"between rollouts"}}
+    assert module.moved == moves.get(kind, set())
 
 
 # --- PPO's parts ------------------------------------------------------------------------------------------------------
@@ -258,9 +277,22 @@ def test_ppo_keeps_the_frames_of_a_time_step_together_where_they_are_normalized_
 def test_ppo_refuses_more_parts_than_a_rollout_has_steps_to_keep_together() -> None:
     per_step, running = trained("derived", "per_step"), trained("derived", "running")
     algorithm = PPO(epochs=1, num_minibatches=STEPS + 1)
+    algorithm.check(running, ENVS, STEPS)
     assert len(list(algorithm.minibatches(running, acted_rollout(running), some_estimate))) == STEPS + 1
-    with pytest.raises(SettingError, match=r"algorithm\.num_minibatches: 6 parts of 5 steps; .*data\.rollout_length"):
+    algorithm.check(per_step, ENVS, STEPS + 1)
+    refusal = r"algorithm\.num_minibatches: 6 parts of 5 steps; .*data\.rollout_length"
+    with pytest.raises(SettingError, match=refusal):
+        algorithm.check(per_step, ENVS, STEPS)
+    with pytest.raises(SettingError, match=refusal):
         next(algorithm.minibatches(per_step, acted_rollout(per_step), some_estimate))
+
+
+def test_a_run_that_would_be_refused_plays_no_game(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[str] = []
+    monkeypatch.setattr(Watched, "training_step", lambda *_: played.append("rollout"))
+    with pytest.raises(SettingError, match="num_minibatches"):
+        fit_catch(normalization="per_step", algorithm=PPO(epochs=1, num_minibatches=6))
+    assert not played
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------

@@ -85,23 +85,28 @@ def test_lambda_is_finite_where_nothing_costs() -> None:
 MET, TOO_LARGE, TOO_SMALL = 975_000, 1_100_000, 900_000
 
 
+def half_way(pressure: float = 0.1) -> MacsBudget:
+    """A budget of 1e6 at half of a run, where the pressure may reach 30 / 2^4 = 1.875."""
+    budget = MacsBudget(1e6)
+    budget.progress, budget.pressure = 0.5, pressure
+    return budget
+
+
 @pytest.mark.parametrize("macs", [TOO_LARGE, TOO_SMALL])
 def test_the_pressure_rises_while_the_budget_is_not_met(macs: int) -> None:
     # e^80 in a whole run
-    budget = MacsBudget(1e6)
-    start = budget.pressure
-    budget.observe(macs, 0.01)
-    assert budget.pressure == pytest.approx(start * math.exp(0.8), rel=1e-9)
-    budget.observe(macs, 0.02)
-    assert budget.pressure == pytest.approx(start * math.exp(1.6), rel=1e-9)
+    budget = half_way()
+    budget.observe(macs, 0.51)
+    assert budget.pressure == pytest.approx(0.1 * math.exp(0.8), rel=1e-9)
+    budget.observe(macs, 0.52)
+    assert budget.pressure == pytest.approx(0.1 * math.exp(1.6), rel=1e-9)
 
 
 def test_the_pressure_falls_slowly_while_the_budget_is_met() -> None:
     # e^-3 in a whole run
-    budget = MacsBudget(1e6)
-    start = budget.pressure
-    budget.observe(MET, 0.1)
-    assert budget.pressure == pytest.approx(start * math.exp(-0.3), rel=1e-9)
+    budget = half_way()
+    budget.observe(MET, 0.6)
+    assert budget.pressure == pytest.approx(0.1 * math.exp(-0.3), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -109,48 +114,52 @@ def test_the_pressure_falls_slowly_while_the_budget_is_met() -> None:
     [(949_000, False), (956_000, True), (975_000, True), (994_000, True), (1_000_001, False)],
 )
 def test_a_budget_is_met_from_95_to_100_percent_without_the_edges(macs: int, met: bool) -> None:
-    budget = MacsBudget(1e6)
-    before = budget.pressure
-    budget.observe(macs, 0.01)
-    assert (budget.pressure < before) == met
+    budget = half_way()
+    budget.observe(macs, 0.51)
+    assert (budget.pressure < 0.1) == met
 
 
-def test_the_pressure_stays_within_its_bounds() -> None:
+@pytest.mark.parametrize(("progress", "ceiling"), [(0.6, 30 * 0.6**4), (0.8, 30 * 0.8**4), (1.0, 30.0)])
+def test_the_pressures_ceiling_rises_over_the_run(progress: float, ceiling: float) -> None:
+    budget = half_way()
+    budget.observe(TOO_LARGE, progress)
+    assert budget.pressure == pytest.approx(ceiling)
+    budget.observe(MET, progress + 0.1)
+    assert budget.pressure == pytest.approx(ceiling * math.exp(-0.3))  # the bound is left at once
+
+
+def test_the_pressure_is_never_less_than_its_floor() -> None:
     budget = MacsBudget(1e6)
-    budget.observe(TOO_LARGE, 0.5)
-    assert budget.pressure == 3.0
-    budget.observe(TOO_LARGE, 0.6)
-    assert budget.pressure == 3.0
-    budget.observe(MET, 0.7)
-    assert budget.pressure == pytest.approx(3.0 * math.exp(-0.3))  # the bound is left at once
-    budget.observe(MET, 3.0)
+    budget.observe(TOO_LARGE, 0.1)  # 30 / 10^4 would be 0.003
+    assert budget.pressure == 0.02
+    budget.observe(MET, 0.9)
     assert budget.pressure == 0.02
 
 
-@pytest.mark.parametrize(("macs", "end"), [(TOO_LARGE, 0.04), (MET, 0.5)])
+@pytest.mark.parametrize(("macs", "end"), [(TOO_LARGE, 0.53), (MET, 0.9)])
 def test_the_pressure_does_not_depend_on_how_a_run_is_cut_into_updates(macs: int, end: float) -> None:
     pressures = []
     for updates in (10, 1000):
-        budget = MacsBudget(1e6)
+        budget = half_way()
         for k in range(1, updates + 1):
-            budget.observe(macs, end * k / updates)
+            budget.observe(macs, 0.5 + (end - 0.5) * k / updates)
         pressures.append(budget.pressure)
-    assert 0.02 < pressures[0] < 3.0
-    assert abs(pressures[0] - MacsBudget(1e6).pressure) > 0.05
+    assert 0.02 < pressures[0] < 1.875
+    assert abs(pressures[0] - 0.1) > 0.05
     assert pressures[0] == pytest.approx(pressures[1], rel=1e-9)
 
 
 def test_a_budget_goes_on_as_its_saved_state_says() -> None:
     reward, cost = torch.ones(3, 9), torch.full((3, 9), 0.5)
-    old = MacsBudget(1e6)
+    old = half_way()
     old.lambda_cost(7 * reward, cost)
-    old.observe(TOO_LARGE, 0.02)
+    old.observe(TOO_LARGE, 0.52)
     new = MacsBudget(1e6)
     new.load_state_dict(old.state_dict())
     assert torch.equal(new.lambda_cost(reward, cost), old.lambda_cost(reward, cost))
     assert not torch.equal(MacsBudget(1e6).lambda_cost(reward, cost), old.lambda_cost(reward, cost))
     for budget in (old, new):
-        budget.observe(TOO_LARGE, 0.03)
+        budget.observe(TOO_LARGE, 0.53)
     assert new.pressure == old.pressure != MacsBudget(1e6).pressure
 
 

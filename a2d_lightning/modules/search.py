@@ -215,8 +215,10 @@ class SearchModule(ActorCriticModule):
     def derived_agent(self) -> ActorCritic:
         """The derived network with the supernet's weights, batch norm recalibrated on the latest rollouts."""
         architecture = self.derive()
-        backbone = architecture.build(self.agent_frame_shape)
-        agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions)
+        # the fresh weights, which nobody keeps, must not draw from the generator that shuffles minibatches
+        with torch.random.fork_rng(devices=[]):
+            backbone = architecture.build(self.agent_frame_shape)
+            agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions)
         with_normalization(agent, inference_normalization(self.normalization))
         inherit_weights(backbone, self.supernet, architecture.operators)
         agent.actor.load_state_dict(self.agent.actor.state_dict())
@@ -234,13 +236,21 @@ class SearchModule(ActorCriticModule):
             self.share_buffers(self.derived)
 
     def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
-        """Plays the games with the supernet, and again with the derived network."""
-        super().validation_step(game_seeds, batch_idx)
-        if self.derived is not None:
-            derived = self.derived
-            self.derived_scores.update(
-                self.play(game_seeds, lambda pixels, generator: self.actions_of(derived, pixels, generator))
-            )
+        """Plays the games with the supernet, and again with the derived network.
+
+        Where a draw samples single operators the two are one network in evaluation, but for the supernet's running
+        statistics, which mix all sampled paths: the derived network's play then scores both.
+        """
+        if self.derived is None:
+            super().validation_step(game_seeds, batch_idx)
+            return
+        derived = self.derived
+        scores = self.play(game_seeds, lambda pixels, generator: self.actions_of(derived, pixels, generator))
+        self.derived_scores.update(scores)
+        if self.supernet.sampling.skips_operators:
+            self.game_scores.update(scores)
+        else:
+            super().validation_step(game_seeds, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Logs both scores."""
