@@ -172,6 +172,7 @@ def test_with_a_budget_alpha_descends_the_distance_from_it_by_the_budgets_lambda
     # lambda = pressure |reward's gradient| / |cost's gradient|, so that the cost's part has the pressure's share
     module, _, alpha = stubbed(monkeypatch, target_macs=make_search().supernet.macs_range()[1] / 2)
     assert module.budget is not None
+    module.budget.pressure = 0.1
     total, _, of_alpha = some_total(module)
     distances = module.budget.distances(module.supernet)
     p = module.supernet.alpha_logits.detach().softmax(-1)
