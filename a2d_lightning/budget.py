@@ -57,7 +57,7 @@ class MacsBudget:
     def lambda_cost(self, reward_gradient: Tensor, cost_gradient: Tensor) -> Tensor:
         """lambda of this update, a scalar, from the two gradients on alpha."""
         norm = reward_gradient.norm()
-        self.reward_norm = norm if self.reward_norm is None else torch.lerp(norm, self.reward_norm, MEMORY)
+        self.reward_norm = norm if self.reward_norm is None else torch.lerp(norm, self.reward_norm.to(norm), MEMORY)
         return self.pressure * self.reward_norm / (cost_gradient.norm() + 1e-10)
 
     def observe(self, derived_macs: int, progress: float) -> None:
@@ -65,11 +65,12 @@ class MacsBudget:
 
         Args:
             derived_macs: of the network that alpha would give now.
-            progress: part of the run's environment steps that is spent.
+            progress: part of the search's environment steps that is spent, from the end of its warm-up.
         """
         met = abs(derived_macs / self.target_macs - AIM) <= TOLERANCE
         rate = -DECAY if met else RISE
-        self.pressure *= math.exp(rate * (progress - self.progress))
+        # a resumed run whose budget of steps grew stands further back than it was
+        self.pressure *= math.exp(rate * max(progress - self.progress, 0.0))
         self.pressure = max(min(self.pressure, STRONGEST * progress**PATIENCE), WEAKEST)
         self.progress = progress
 

@@ -95,7 +95,7 @@ class TopK(Sampling):
         self.computed = Computed(1, k, 1)
 
     def weights(self, y: Tensor, ranking: Tensor) -> Tensor:
-        """One-hot; y's gradient for the k highest."""
+        """One-hot, with y's gradient, of which :meth:`mix` uses the k highest."""
         sampled = F.one_hot(ranking[:, 0], y.shape[1]).to(y.dtype)
         return sampled + (y - y.detach())  # in this order exactly one-hot
 

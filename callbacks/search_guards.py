@@ -58,8 +58,7 @@ class SearchGuards(L.Callback):
         supernet = search.supernet
         alpha = supernet.log_alpha().exp()  # [cells, operators]
         cells = len(alpha)
-        warmup = search.alpha_warmup_env_steps
-        searched = (search.env_steps - warmup) / (search.total_env_steps - warmup)
+        searched = search.searched
         at = f"at environment step {search.env_steps:,}"
         skips = int((alpha[:, SKIP] > 0.5).sum())
         if skips > self.skip_fraction * cells:

@@ -128,6 +128,14 @@ def test_the_pressures_ceiling_rises_over_the_run(progress: float, ceiling: floa
     assert budget.pressure == pytest.approx(ceiling * math.exp(-0.3))  # the bound is left at once
 
 
+@pytest.mark.parametrize("macs", [TOO_LARGE, MET])
+def test_a_run_whose_steps_grew_keeps_its_pressure(macs: int) -> None:
+    # resumed with more steps to go it stands at 0.4 of them, where the ceiling is 30 * 0.4^4 = 0.77
+    budget = half_way()
+    budget.observe(macs, 0.4)
+    assert budget.pressure == 0.1
+
+
 def test_the_pressure_is_never_less_than_its_floor() -> None:
     budget = MacsBudget(1e6)
     budget.observe(TOO_LARGE, 0.1)  # 30 / 10^4 would be 0.003

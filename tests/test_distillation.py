@@ -24,7 +24,7 @@ from a2d_lightning.envs import FrameSettings
 from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import initialize
+from a2d_lightning.networks import ActorCritic, initialize
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.schedules import PiecewiseLinear
 from a2d_lightning.search_space import Architecture, FrameShape, Plan
@@ -44,14 +44,20 @@ TERMS: dict[Any, set[str]] = {
 }
 
 
+def decided(agent: ActorCritic) -> ActorCritic:
+    """The agent with an opinion on every frame: first policies are nearly uniform."""
+    with torch.no_grad():
+        agent.actor.weight.mul_(5000)
+        agent.critic.weight.mul_(20)
+    return agent
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a teacher whose answers differ from frame to frame."""
     card = AgentCard(CATCH, "four_conv", FRAME, 3, 0)
     torch.manual_seed(0)
-    agent = initialize(card.build())
-    with torch.no_grad():
-        agent.actor.weight.mul_(100)
+    agent = decided(initialize(card.build()))
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     write_agent(path, agent, card.to_dict())
     return str(path)
@@ -127,6 +133,7 @@ def test_the_loss_of_a_rollout_by_hand(mode: Any, teacher: str) -> None:
     torch.manual_seed(1)
     module = hand_made(gamma=GAMMA, distillation=mode, teacher=teacher, critic_distillation_coefficient=0.5)
     module.setup("fit")
+    decided(module.agent)
     rollout = random_rollout()
     ((total, metrics),) = module.losses(rollout, module.agent)
 
@@ -154,6 +161,9 @@ def test_the_loss_of_a_rollout_by_hand(mode: Any, teacher: str) -> None:
         expected["value"] = 0.5 * (target - value).square().mean()
     assert {name.removeprefix("loss/") for name in metrics if name.startswith("loss/")} == {*expected, "total"}
     assert total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-4)
+    for name, term in expected.items():
+        # no term is too small for the sum to tell
+        assert abs(term) > 1e-3 * abs(total), name
 
 
 # --- students ---------------------------------------------------------------------------------------------------------
@@ -198,6 +208,8 @@ def test_every_mode_trains_every_kind_of_student(stage: str, mode: Any, teacher:
     # of norms, whose weights are 1, a step may be lost in rounding
     assert moved >= {name for name, weight in before.items() if weight.dim() > 1} - resting
     assert ("agent.backbone.alpha_logits" in moved) == (stage == "search")
+    # what gets no gradient says so: DDP would wait for one
+    assert {name for name, p in module.named_parameters() if not p.requires_grad} == resting
     for loaded in module._teacher:
         assert not any(p.requires_grad or p.grad is not None for p in loaded.parameters())
         weights = load_file(teacher)
@@ -236,6 +248,7 @@ def test_the_loss_is_weighted_by_the_coefficients_in_force(env_steps: int, teach
     schedules = {"actor_distillation": PiecewiseLinear(0.0, 0.0), "critic_distillation": PiecewiseLinear(0.0, 3.0)}
     module = hand_made(distillation="actor+critic", teacher=teacher, coefficient_schedules=schedules)
     module.setup("fit")
+    decided(module.agent)
     module.env_steps = env_steps
     ((total, metrics),) = module.losses(random_rollout(), module.agent)
     part = env_steps / BUDGET

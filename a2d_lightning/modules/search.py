@@ -151,13 +151,19 @@ class SearchModule(ActorCriticModule):
         self._waiting.clear()
         metrics = scheme.learn(self, rollouts)
         if self.budget is not None and self.alpha_moves:
-            self.budget.observe(self.supernet.argmax_macs(), self.env_steps / self.total_env_steps)
+            self.budget.observe(self.supernet.argmax_macs(), self.searched)
         return metrics
 
     @property
     def alpha_moves(self) -> bool:
         """Whether the warm-up of the weights is over."""
         return self.env_steps >= self.alpha_warmup_env_steps
+
+    @property
+    def searched(self) -> float:
+        """Part of the search's environment steps that is spent, from the end of the warm-up."""
+        warmup = self.alpha_warmup_env_steps
+        return (self.env_steps - warmup) / (self.total_env_steps - warmup)
 
     def step_both(self, total: Tensor) -> Metrics:
         """One step of theta on L_total and of alpha on L_total + lambda L_cost, from one backward."""
