@@ -23,7 +23,7 @@ from a2d_lightning.modules import SearchModule
 from a2d_lightning.policy import choose
 from a2d_lightning.sampling import Sampling, SinglePath, SoftSum, TopK
 from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import OPERATOR_NAMES
+from a2d_lightning.supernet import OPERATOR_NAMES, Supernet
 
 register()
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -244,7 +244,13 @@ def test_a_search_goes_the_same_way_whether_the_derived_network_is_scored_or_not
 ) -> None:
     settings = {"algorithm": algorithm, "normalization": kind, "sampling": SinglePath()}
     scored, not_scored = (run(tmp_path / str(on), score_derived=on, **settings).module for on in (True, False))
-    assert torch.equal(scored.gumbel_generator.get_state(), not_scored.gumbel_generator.get_state())
+    # evaluations draw nothing: one draw to begin with, and one after each rollout
+    draws, noise = torch.Generator().manual_seed(0), Supernet(PLAN, (1, SIZE, SIZE))
+    for _ in range(1 + ROLLOUTS):
+        noise.draw(draws)
+    for module in (scored, not_scored):
+        assert torch.equal(module.gumbel_generator.get_state(), draws.get_state())
+        assert torch.equal(module.supernet.gumbel, noise.gumbel)
     state, other = scored.state_dict(), not_scored.state_dict()
     assert {"agent.backbone.gumbel", "agent.backbone.ranking", "agent.backbone.alpha_logits"} <= state.keys()
     assert state.keys() == other.keys()  # the derived network is not part of checkpoints

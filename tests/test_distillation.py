@@ -139,13 +139,14 @@ def test_the_loss_of_a_rollout_by_hand(mode: Any, teacher: str) -> None:
 
     def ask(network: torch.nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits, value = network(pixels.flatten(0, 1))
-        return logits.detach().double(), value.detach().double()
+        return logits.double(), value.double()
 
     after, action = rollout["next"], rollout["action"].flatten()
     logits, value = ask(module.agent, rollout["pixels"])
     _, next_value = ask(module.agent, after["pixels"])
     log_pi = logits.log_softmax(-1)
     expected = {"entropy": 0.01 * (log_pi.exp() * log_pi).sum(-1).mean()}
+    baseline = value
     if mode != "none":
         its_logits, its_value = ask(module._teacher[0], rollout["pixels"])
         _, its_next_value = ask(module._teacher[0], after["pixels"])
@@ -154,13 +155,17 @@ def test_the_loss_of_a_rollout_by_hand(mode: Any, teacher: str) -> None:
         if mode == "actor+critic":
             expected["critic_distillation"] = 0.5 * 0.5 * (value - its_value).square().mean()
         if mode == "actor+teacher_critic":
-            value, next_value = its_value, its_next_value
-    target = after["reward"].flatten() + GAMMA * ~after["terminated"].flatten() * next_value
-    expected["policy"] = -((target - value) * log_pi[range(6), action]).mean()
+            baseline, next_value = its_value, its_next_value
+    target = (after["reward"].flatten() + GAMMA * ~after["terminated"].flatten() * next_value).detach()
+    expected["policy"] = -((target - baseline).detach() * log_pi[range(6), action]).mean()
     if mode != "actor+teacher_critic":
         expected["value"] = 0.5 * (target - value).square().mean()
     assert {name.removeprefix("loss/") for name in metrics if name.startswith("loss/")} == {*expected, "total"}
-    assert total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-4)
+    by_hand = torch.stack(list(expected.values())).sum()
+    assert total.item() == pytest.approx(by_hand.item(), rel=1e-4)
+    trained = [p for p in module.agent.parameters() if p.requires_grad]
+    for mine, its in zip(torch.autograd.grad(total, trained), torch.autograd.grad(by_hand, trained), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5 * float(its.abs().max()))
     for name, term in expected.items():
         # no term is too small for the sum to tell
         assert abs(term) > 1e-3 * abs(total), name
