@@ -35,7 +35,10 @@ class RunningBatchNorm2d(nn.BatchNorm2d):
         """x ``[B, C, h, w]``, normalized."""
         if self.training and self.track_running_stats:
             with torch.no_grad():
-                variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+                # torch.var_mean is several times slower on channels_last
+                mean = x.mean((0, 2, 3))
+                count = x.numel() // x.shape[1]
+                variance = (x - mean[:, None, None]).square().mean((0, 2, 3)) * (count / (count - 1))
                 self.seen.append(torch.stack([mean, variance]))
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 

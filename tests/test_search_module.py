@@ -1,7 +1,6 @@
 """The search on the supernet: one draw a rollout, checkpoints."""
 
 import csv
-import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
+from toy_game import train
 
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import FrameSettings
@@ -100,22 +100,13 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
         total_env_steps=data.total_env_steps,
         seed=3,
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=-1,
+    trainer = train(
+        module,
+        data,
         logger=CSVLogger(folder, name="", version=""),
         log_every_n_steps=2,
         callbacks=[TemperatureAnnealing(num_decays=3 * ROLLOUTS), FLOPsLogging()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, datamodule=data)
     path = folder / "search.ckpt"
     trainer.save_checkpoint(path)
     return Search(module, trainer, path, folder)

@@ -1,13 +1,12 @@
 """The search module under each scheme: which rollouts it keeps, what moves when, and which settings it refuses."""
 
-import warnings
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from tensordict import TensorDict
-from toy_game import CATCH, SIZE, register
+from toy_game import CATCH, SIZE, register, train
 
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import FrameSettings
@@ -211,21 +210,7 @@ def fitted(scheme: SearchScheme, rollouts: int, warmup: int) -> RecordedSearch:
         total_env_steps=data.total_env_steps,
         alpha_warmup_env_steps=warmup * STEPS,
     )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=-1,
-        logger=False,
-        callbacks=[TemperatureAnnealing(num_decays=3 * rollouts)],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, datamodule=data)
+    train(module, data, logger=False, callbacks=[TemperatureAnnealing(num_decays=3 * rollouts)])
     return module
 
 

@@ -3,9 +3,11 @@
 Also a tiny backbone for its frames, and ``Lives``, a counter of lives without a picture worth seeing.
 """
 
+import warnings
 from typing import Any
 
 import gymnasium
+import lightning as L
 import numpy as np
 from torch import nn
 
@@ -92,3 +94,22 @@ def tiny_backbone(frame_shape: tuple[int, int, int]) -> nn.Module:
         nn.Linear(16 * halved * halved, 64),
         nn.ReLU(),
     )
+
+
+def train(module: L.LightningModule, data: L.LightningDataModule, **settings: Any) -> L.Trainer:
+    """Trains on the CPU up to the data's budget, without evaluations, checkpoints or words."""
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=-1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, datamodule=data)
+    return trainer

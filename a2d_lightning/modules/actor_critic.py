@@ -58,8 +58,8 @@ class ActorCriticModule(EvaluatedModule):
         teacher: bundled name, .safetensors or .ckpt; needed unless ``distillation`` is none.
         actor_distillation_coefficient: alpha_2.
         critic_distillation_coefficient: alpha_3.
-        coefficient_schedules: factor over the budget by name of a loss term (value, entropy, actor_distillation,
-            critic_distillation); constant if absent.
+        coefficient_schedules: factor over the budget by name of a loss term (policy, value, entropy,
+            actor_distillation, critic_distillation); constant if absent.
         normalization: of the agent's layers: batch (paper), running, per_step, group or none.
         agent_frame_size: height and width of the agent's own frames, where the data's are a multiple (for a teacher
             that needs larger ones); the data's if absent.

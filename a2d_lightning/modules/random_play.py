@@ -17,7 +17,7 @@ class RandomModule(ActorCriticModule):
         super().__init__(**kwargs)
         # a backbone without weights; the heads are never asked
         backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.agent = ActorCritic(backbone, self.frame_shape, self.num_actions).requires_grad_(False)
+        self.agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions).requires_grad_(False)
 
     def act(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Uniform actions int64 ``[B]``."""

@@ -141,8 +141,9 @@ class SearchModule(ActorCriticModule):
 
     def learn(self, rollout: TensorDict) -> Metrics:
         """Keeps the rollout until the scheme has as many as it takes."""
-        self._recent_frames.append(rollout["pixels"].flatten(0, 1).clone())
-        scheme = self.scheme if self.env_steps >= self.alpha_warmup_env_steps else OneLevel()
+        if self.score_derived:
+            self._recent_frames.append(rollout["pixels"].flatten(0, 1).clone())
+        scheme = self.scheme if self.alpha_moves else OneLevel()
         if len(self._waiting) + 1 < scheme.rollouts_per_update:
             # a copy: the collector writes the next rollout into the same memory
             self._waiting.append(DrawnRollout(rollout.clone(), self.supernet.current_draw()))
@@ -237,7 +238,7 @@ class SearchModule(ActorCriticModule):
         """Derives the network to score; before any rollout there are no frames to recalibrate it on."""
         super().on_validation_start()
         self.derived = None
-        if self.score_derived and self._recent_frames:
+        if self._recent_frames:
             self.derived = self.derived_agent()
             self.share_buffers(self.derived)
 
