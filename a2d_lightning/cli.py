@@ -31,7 +31,7 @@ from a2d_lightning.teachers import read_agent
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
 
-COMMANDS = ("export", "curves")
+COMMANDS = ("export", "curves", "compare", "random_architecture")
 """Commands that need no trainer: modules of this package with a function of their name. LightningCLI has the others."""
 
 
@@ -216,9 +216,11 @@ def _user_mistake(error: BaseException) -> Exception:
     jsonargparse wraps what a constructor raises in errors of its own.
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()  # an error raised from one that it was the context of makes a circle
+    while cause is not None and id(cause) not in seen:
         if isinstance(cause, SettingError | DependencyNotInstalled):
             return cause
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     missing = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)
     if isinstance(error, Exception) and (missing or isinstance(error, ArgumentError | MisconfigurationException)):

@@ -101,7 +101,8 @@ def with_normalization(network: M, normalization: Normalization) -> M:
     Args:
         network: as it was built, with conventional batch norm (the paper's).
         normalization: ``batch`` (the paper's), ``running`` (running statistics, while training too), ``per_step`` (the
-            batch of one time step), ``group`` (groups of 8 channels), ``none`` (a scale and a shift).
+            batch of one time step), ``group`` (groups of 8 channels, or of the largest power of 2
+            that divides them), ``none`` (a scale and a shift).
     """
     for parent in list(network.modules()):
         for name, child in parent.named_children():

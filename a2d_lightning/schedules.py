@@ -1,5 +1,7 @@
 """Schedules over a run's budget of environment steps: of the learning rate, and of loss coefficients."""
 
+from dataclasses import dataclass
+
 from a2d_lightning.errors import SettingError
 
 
@@ -27,3 +29,19 @@ class PiecewiseLinear:
         """The factor after ``fraction`` of the budget; it stays at its last value beyond."""
         progress = (fraction - self.constant_fraction) / (1 - self.constant_fraction)
         return 1.0 + min(max(progress, 0.0), 1.0) * (self.final_factor - 1.0)
+
+
+@dataclass(frozen=True)
+class CoefficientSchedules:
+    """Factor of each loss term's coefficient over the budget; constant where there is none."""
+
+    policy: PiecewiseLinear | None = None
+    value: PiecewiseLinear | None = None
+    entropy: PiecewiseLinear | None = None
+    actor_distillation: PiecewiseLinear | None = None
+    critic_distillation: PiecewiseLinear | None = None
+
+    def factor(self, term: str, fraction: float) -> float:
+        """Of a loss term after ``fraction`` of the budget."""
+        schedule: PiecewiseLinear | None = getattr(self, term)
+        return schedule(fraction) if schedule is not None else 1.0

@@ -54,6 +54,7 @@ def run(monkeypatch, tmp_path, capsys):
         ("search", ["--data.frames.size", "60"], ["42x42", "60x60"]),
         ("search", ["--model.plan.channels", "[8,16]"], ["cells_per_group", "[8, 16]"]),
         ("search", ["--model.sampling", "TopK", "--model.sampling.k", "10"], ["model.sampling.k", "10", "1 to 9"]),
+        ("teacher", ["--model.normalization", "per_step", "--data.num_envs", "1"], ["per_step", "data.num_envs is 1"]),
         ("search", ["--model.target_macs", "1000"], ["model.target_macs", "1,000", "cheapest"]),
         (
             "search",
@@ -140,3 +141,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeyp
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["env_steps"] == 200
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+def test_an_error_among_its_own_causes_ends_the_run(monkeypatch):
+    first, second = RuntimeError("first"), OSError("second")
+    first.__cause__, second.__context__ = second, first
+
+    def fail(*_):
+        raise first
+
+    monkeypatch.setattr("a2d_lightning.cli.A2DCLI", fail)
+    with pytest.raises(RuntimeError, match="first"):
+        main(["fit"])

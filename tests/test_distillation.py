@@ -1,5 +1,6 @@
 """Table 2's four modes: their terms, whose critic the student learns from, for every kind of student; schedules."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from toy_game import CATCH, SIZE, register
 
 from a2d_lightning import losses
 from a2d_lightning.algorithms import Minibatch
-from a2d_lightning.cli import A2DCLI
+from a2d_lightning.cli import A2DCLI, main
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.distillation import distillation_terms, trains_critic
 from a2d_lightning.envs import FrameSettings
@@ -26,7 +27,7 @@ from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import ActorCritic, initialize
 from a2d_lightning.overlays import expand_overlays
-from a2d_lightning.schedules import PiecewiseLinear
+from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.search_space import Architecture, FrameShape, Plan
 from a2d_lightning.teachers import AgentCard, write_agent
 
@@ -231,7 +232,9 @@ def test_every_mode_trains_every_kind_of_student(stage: str, mode: Any, teacher:
 )
 def test_a_coefficient_follows_its_schedule_over_the_budget(env_steps: int, factor: float) -> None:
     module = hand_made(
-        coefficient_schedules={"actor_distillation": PiecewiseLinear(0.2, 0.25), "entropy": PiecewiseLinear(0.0, 0.0)},
+        coefficient_schedules=CoefficientSchedules(
+            actor_distillation=PiecewiseLinear(0.2, 0.25), entropy=PiecewiseLinear(0.0, 0.0)
+        ),
         actor_distillation_coefficient=0.8,
         entropy_coefficient=0.02,
     )
@@ -250,7 +253,9 @@ def test_a_coefficient_follows_its_schedule_over_the_budget(env_steps: int, fact
 @pytest.mark.parametrize("env_steps", [0, 500, 1000])
 def test_the_loss_is_weighted_by_the_coefficients_in_force(env_steps: int, teacher: str) -> None:
     torch.manual_seed(1)
-    schedules = {"actor_distillation": PiecewiseLinear(0.0, 0.0), "critic_distillation": PiecewiseLinear(0.0, 3.0)}
+    schedules = CoefficientSchedules(
+        actor_distillation=PiecewiseLinear(0.0, 0.0), critic_distillation=PiecewiseLinear(0.0, 3.0)
+    )
     module = hand_made(distillation="actor+critic", teacher=teacher, coefficient_schedules=schedules)
     module.setup("fit")
     decided(module.agent)
@@ -260,11 +265,6 @@ def test_the_loss_is_weighted_by_the_coefficients_in_force(env_steps: int, teach
     weights = {"policy": 1, "value": 1, "entropy": 0.01, "actor_distillation": 0.1 * (1 - part)}
     weights["critic_distillation"] = 1e-3 * (1 + 2 * part)
     assert total.item() == pytest.approx(sum(w * float(metrics[f"loss/{name}"]) for name, w in weights.items()))
-
-
-def test_a_schedule_of_no_loss_term_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"model\.coefficient_schedules: .*'surprise'.*actor_distillation"):
-        hand_made(coefficient_schedules={"surprise": PiecewiseLinear()})
 
 
 FLAT = {"constant_fraction": 0.25, "final_factor": 0.0}
@@ -302,5 +302,33 @@ def test_the_command_line_changes_one_schedule_of_a_file_and_leaves_the_others(
     args = [part for file in files for part in ("--config", str(file))]
     change = ["--model.coefficient_schedules.entropy.final_factor", "0.5"]
     model = A2DCLI(expand_overlays(["fit", *args, *change, "--run_dir", str(tmp_path / "run")])).model
-    found = {name: (s.constant_fraction, s.final_factor) for name, s in model.coefficient_schedules.items()}
-    assert found == {"entropy": (0.25, 0.5), "value": (0.25, 0.0)}
+    assert model.coefficient_schedules.entropy.final_factor == 0.5
+    assert model.coefficient_schedules.entropy.constant_fraction == 0.25
+    assert model.coefficient_schedules.value.final_factor == 0.0
+    assert model.coefficient_schedules.policy is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("entropy.final_factr", r"final_factr: there is no such setting"),
+        ("surprise.final_factor", r"coefficient_schedules\.surprise\.final_factor: there is no such setting"),
+    ],
+)
+def test_a_schedule_of_no_loss_term_or_of_no_setting_is_refused(
+    setting: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    files = ["--config", str(CONFIGS / "teacher.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
+    arguments = ["fit", *files, f"--model.coefficient_schedules.{setting}", "0", "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_one_schedule_alone_can_be_set_by_an_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: None)
+    files = ["--config", str(CONFIGS / "teacher.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
+    option = ["--model.coefficient_schedules.entropy.final_factor", "0.5"]
+    model = A2DCLI(expand_overlays(["fit", *files, *option, "--run_dir", str(tmp_path / "run")])).model
+    assert model.coefficient_schedules == CoefficientSchedules(entropy=model.coefficient_schedules.entropy)
+    assert model.coefficient_schedules.entropy.final_factor == 0.5

@@ -13,7 +13,7 @@ from a2d_lightning.errors import NonFiniteError
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.networks import make_backbone
-from a2d_lightning.schedules import PiecewiseLinear
+from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.search_space import Plan
 
 FRAME = (2, 21, 21)
@@ -195,10 +195,10 @@ def test_a_gradient_of_alpha_that_is_not_finite_moves_nothing(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("schedules", "entropy"),
-    [({}, 0.01), ({"entropy": PiecewiseLinear(0.0, 0.0)}, 0.0075)],
+    [(CoefficientSchedules(), 0.01), (CoefficientSchedules(entropy=PiecewiseLinear(0.0, 0.0)), 0.0075)],
     ids=["constant", "a quarter of the way to 0"],
 )
-def test_the_loss_of_a_rollout_is_equation_8(schedules: dict[str, PiecewiseLinear], entropy: float) -> None:
+def test_the_loss_of_a_rollout_is_equation_8(schedules: CoefficientSchedules, entropy: float) -> None:
     # in evaluation mode each frame is normalized alone, so that states and their successors can be asked separately
     module = make_search(coefficient_schedules=schedules, gamma=0.9).eval()
     module.env_steps = 250  # of 1000

@@ -24,7 +24,7 @@ from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
 from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
 from a2d_lightning.policy import ActionChoice
-from a2d_lightning.schedules import PiecewiseLinear
+from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.schemes import Metrics
 from a2d_lightning.search_space import FrameShape
 from a2d_lightning.teachers import IDENTITY, AgentCard, FrozenTeacher, load_teacher
@@ -58,8 +58,7 @@ class ActorCriticModule(EvaluatedModule):
         teacher: bundled name, .safetensors or .ckpt; needed unless ``distillation`` is none.
         actor_distillation_coefficient: alpha_2.
         critic_distillation_coefficient: alpha_3.
-        coefficient_schedules: factor over the budget by name of a loss term (policy, value, entropy,
-            actor_distillation, critic_distillation); constant if absent.
+        coefficient_schedules: factors of the loss terms' coefficients over the budget.
         normalization: of the agent's layers: batch (paper), running, per_step, group or none.
         agent_frame_size: height and width of the agent's own frames, where the data's are a multiple (for a teacher
             that needs larger ones); the data's if absent.
@@ -84,7 +83,7 @@ class ActorCriticModule(EvaluatedModule):
         teacher: str | None = None,
         actor_distillation_coefficient: NonNegativeFloat = 1e-1,
         critic_distillation_coefficient: NonNegativeFloat = 1e-3,
-        coefficient_schedules: dict[str, PiecewiseLinear] | None = None,
+        coefficient_schedules: CoefficientSchedules = CoefficientSchedules(),  # noqa: B008 (frozen)
         normalization: Normalization = "batch",
         agent_frame_size: int | None = None,
         evaluation_actions: ActionChoice = "sampled",
@@ -111,13 +110,7 @@ class ActorCriticModule(EvaluatedModule):
             "actor_distillation": actor_distillation_coefficient,
             "critic_distillation": critic_distillation_coefficient,
         }
-        self.coefficient_schedules = coefficient_schedules or {}
-        unknown = self.coefficient_schedules.keys() - self.coefficients.keys()
-        if unknown:
-            raise SettingError(
-                f"model.coefficient_schedules: there is no loss term {min(unknown)!r}; choose among "
-                f"{', '.join(self.coefficients)}."
-            )
+        self.coefficient_schedules = coefficient_schedules
         self.distillation = distillation
         self.teacher_name = teacher
         self.evaluation_actions = evaluation_actions
@@ -169,13 +162,19 @@ class ActorCriticModule(EvaluatedModule):
         """Moves the teacher to the agent's device.
 
         Raises:
-            SettingError: a precision in which acting and updating would differ, or rollouts of no use to the algorithm.
+            SettingError: a precision in which acting and updating would differ, or rollouts of no use to the algorithm
+                or to the normalization.
         """
         if self.trainer.precision != "32-true":
             raise SettingError(f"trainer.precision: {self.trainer.precision} is not supported yet; use 32-true.")
         data: Any = cast(Any, self.trainer).datamodule
         if data is not None:
             self.algorithm.check(self.agent, data.num_envs, data.rollout_length)
+            if self.normalization == "per_step" and data.num_envs < 2:
+                raise SettingError(
+                    "model.normalization: per_step normalizes over the games of one time step, and data.num_envs is 1; "
+                    "play several, or take another normalization."
+                )
         for teacher in self._teacher:
             teacher.to(self.device)
 
@@ -259,8 +258,8 @@ class ActorCriticModule(EvaluatedModule):
     def current_coefficients(self) -> dict[str, float]:
         """The weights of Eq. 8's terms at this point of the budget."""
         progress = self.env_steps / self.total_env_steps
-        factors = {name: schedule(progress) for name, schedule in self.coefficient_schedules.items()}
-        return {name: value * factors.get(name, 1.0) for name, value in self.coefficients.items()}
+        schedules = self.coefficient_schedules
+        return {name: value * schedules.factor(name, progress) for name, value in self.coefficients.items()}
 
     def step_weights(self, total: Tensor) -> Metrics:
         """One step of the weights down the gradient of ``total``; returns what is worth logging."""
