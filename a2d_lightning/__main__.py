@@ -1,6 +1,24 @@
 """``python -m a2d_lightning``."""
 
-from a2d_lightning.cli import main
+import sys
+
+from a2d_lightning import __version__
+from a2d_lightning.overview import OVERVIEW
+
+
+def main(args: list[str]) -> None:
+    """Answers what needs no import of torch; :func:`a2d_lightning.cli.main` does the rest."""
+    if not args:
+        sys.exit(OVERVIEW.rstrip())
+    if args[0] in ("-h", "--help"):
+        print(OVERVIEW, end="")
+    elif args[0] == "--version":
+        print(f"a2d_lightning {__version__}")
+    else:
+        from a2d_lightning.cli import main as run  # noqa: PLC0415 (takes seconds)
+
+        run(args)
+
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

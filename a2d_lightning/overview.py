@@ -1,0 +1,27 @@
+"""What ``python -m a2d_lightning --help`` shows, at once: reading LightningCLI's own takes seconds of imports."""
+
+OVERVIEW = """\
+usage: python -m a2d_lightning COMMAND [options]
+
+Finds small, fast agents for deep reinforcement learning (A2D, arXiv 2012.13091).
+
+training and scores
+  fit         train a teacher, search an architecture or retrain a derived agent, as --config says
+  validate    score a checkpoint on the games that watch a run
+  test        score a checkpoint on 30 full games
+files
+  export      a checkpoint's agent as safetensors with its card
+  curves      a run's metrics as one picture
+  compare     several runs' scores in one picture
+  random_architecture
+              a random network that costs what a searched one does
+
+the three stages; add --config configs/scale/laptop.yaml for a few CPU cores
+  python -m a2d_lightning fit --config configs/teacher.yaml
+  python -m a2d_lightning fit --config configs/search.yaml
+  python -m a2d_lightning fit --config configs/retrain.yaml --model.architecture runs/search/architectures/last.json
+
+options of a command:          python -m a2d_lightning fit --help
+of a stage's model:            python -m a2d_lightning fit --model.help SearchModule
+what a run would be made of:   python -m a2d_lightning fit --config configs/search.yaml --print_config
+"""
