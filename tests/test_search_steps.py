@@ -69,6 +69,7 @@ class StubOptimizer:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self.parameters, self.applied = parameters, []
+        self.param_groups = [{"params": parameters}]
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:

@@ -277,7 +277,8 @@ class ActorCriticModule(EvaluatedModule):
 
     def apply_weights_gradient(self, optimizer: LightningOptimizer) -> Metrics:
         """Clips theta's gradient to ``gradient_clip_norm`` and takes the step; returns the norm that it had."""
-        norm = torch.nn.utils.clip_grad_norm_(self.weights(), self.gradient_clip_norm)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.gradient_clip_norm)
         self._check_finite({"gradient": norm})
         optimizer.step()
         self.weight_updates += 1
