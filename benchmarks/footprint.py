@@ -1,0 +1,35 @@
+"""Peak memory of a search and the time that commands take to start, each in a process of its own."""
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+_PEAK = """
+import resource, sys
+import torch
+from a2d_lightning.modules import SearchModule
+from a2d_lightning.sampling import SinglePath, SoftSum
+from benchmarks.ours import data_of, seconds_a_rollout
+size, sampling = int(sys.argv[1]), {"soft": SoftSum, "single": SinglePath}[sys.argv[2]]
+torch.set_num_threads(int(sys.argv[3]))
+seconds_a_rollout(SearchModule, data_of(16, 5, size, int(sys.argv[3]), 10), sampling=sampling())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def peak_gib(frame_size: int, sampling: str, threads: int) -> float:
+    """Of 30 rollouts of a search with the paper's plan, 16 environments x 5, without a teacher."""
+    command = [sys.executable, "-c", _PEAK, str(frame_size), sampling, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def seconds_to_start(*arguments: str, times: int) -> float:
+    """Median wall-clock seconds of ``python arguments``, after one that fills the disk's cache."""
+    seconds = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds[1:])

@@ -1,0 +1,73 @@
+"""The search's own cost: the soft sum against its plain form, and a single path against the network it is."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from a2d_lightning.modules import AgentModule, SearchModule
+from a2d_lightning.networks import ActorCritic
+from a2d_lightning.sampling import Sampling, SinglePath
+from a2d_lightning.search_space import OPERATORS, Plan
+from a2d_lightning.supernet import Supernet
+from benchmarks.limit import seconds_each
+from benchmarks.ours import data_of, seconds_a_rollout
+
+LAPTOP_PLAN = Plan((2, 2, 2), (8, 16, 32))
+TEACHER = "pong_four_conv_42"
+
+
+def seconds_of_soft_sum(
+    sampling: Sampling, num_envs: int, steps: int, frame_size: int, plan: Plan, times: int
+) -> float:
+    """Acting on a rollout and a forward and backward to learn from it."""
+    shape = (4, frame_size, frame_size)
+    agent = ActorCritic(Supernet(plan, shape, sampling), shape, 6)
+    acted = torch.randint(256, (num_envs, *shape), dtype=torch.uint8)
+    learned = torch.randint(256, (num_envs * (steps + 1), *shape), dtype=torch.uint8)
+
+    def rollout() -> None:
+        with torch.no_grad():
+            for _ in range(steps):
+                agent(acted)
+        agent.zero_grad()
+        logits, value = agent(learned)
+        (logits.square().mean() + value.square().mean()).backward()
+
+    return seconds_each(rollout, times)
+
+
+def force(module: SearchModule) -> None:
+    """Alpha chooses each operator in turn, for ever."""
+    alpha = module.supernet.alpha_logits
+    with torch.no_grad():
+        for cell in range(len(alpha)):
+            alpha[cell, cell % len(OPERATORS)] = 100.0
+    module.supernet.draw(module.gumbel_generator)
+
+
+def seconds_of_single_path(threads: int, rollouts: int) -> tuple[float, float]:
+    """A rollout of the search with a forced path, and of the training of the agent that it derives; laptop plan."""
+    distilled = {"distillation": "actor+critic", "teacher": TEACHER}
+    architectures = []
+
+    def keep(module: SearchModule) -> None:
+        force(module)
+        architectures.append(module.derive())
+
+    search = seconds_a_rollout(
+        SearchModule,
+        data_of(16, 5, 42, threads, rollouts),
+        prepare=keep,
+        plan=LAPTOP_PLAN,
+        sampling=SinglePath(),
+        alpha_learning_rate=0.0,
+        **distilled,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "architecture.json"
+        architectures[0].save(path)
+        agent = seconds_a_rollout(
+            AgentModule, data_of(16, 5, 42, threads, rollouts), architecture=str(path), **distilled
+        )
+    return search, agent
