@@ -147,7 +147,7 @@ def write(rows: list[Row], seconds: Seconds, output: Path) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two minutes: one short round, no peak memory")
+    parser.add_argument("--quick", action="store_true", help="one short round, no peak memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the emulators")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/throughput"))
