@@ -1,7 +1,9 @@
 """Games as one TorchRL environment of batch ``[n]``, stepped by a vector environment (ale-py's C++ one for Atari).
 
-The state of an Atari environment is (seed, actions so far): every game gets a seed of its own, drawn from
-``(seed, environment, game number)``, so that a run can be replayed.
+The state of an Atari environment is (seed, actions and resets since), so that a run can be replayed. A seeded reset
+loads the game anew and takes twenty times as long as one that only goes on, so that an environment gets a new seed,
+drawn from ``(seed, environment, number of the draw)``, with the first game that begins
+:data:`ATARI_DECISIONS_PER_SEED` decisions after the last.
 """
 
 from collections.abc import Callable
@@ -22,6 +24,12 @@ from a2d_lightning.games import atari_rom
 
 ATARI_FRAMES_PER_GAME = 108_000
 """30 minutes at 60 frames a second, the usual cap; a game that reaches it is truncated, not terminated."""
+
+ATARI_DECISIONS_PER_SEED = 4_000
+"""So seeded resets cost a few percent of the emulation, and what must be replayed of an environment takes seconds."""
+
+_GO_ON = -1
+"""A seed that leaves the generator where it is (ale-py's own)."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +55,12 @@ class GameEnv(EnvBase):
     Args:
         vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_vector`.
         seed: fixes the seeds of all games to come.
+        decisions_per_seed: a reset seeds an environment that has made as many decisions since it was seeded.
     """
 
     batch_locked = True
 
-    def __init__(self, vector: gymnasium.vector.VectorEnv, seed: int) -> None:
+    def __init__(self, vector: gymnasium.vector.VectorEnv, seed: int, decisions_per_seed: int = 0) -> None:
         num_envs = vector.num_envs
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.vector = vector
@@ -68,11 +77,13 @@ class GameEnv(EnvBase):
         )
         self._game_score = torch.zeros(num_envs, 1)
         self._lives = np.zeros(num_envs, dtype=np.int64)
+        self.decisions_per_seed = decisions_per_seed
         self._set_seed(seed)
 
     def _set_seed(self, seed: int | None) -> None:
         entropy = np.random.SeedSequence(seed)
         self._seed_streams = [np.random.default_rng(child) for child in entropy.spawn(self.batch_size[0])]
+        self._decisions_since_seed = np.full(self.batch_size[0], self.decisions_per_seed)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         num_envs = self.batch_size[0]
@@ -83,9 +94,12 @@ class GameEnv(EnvBase):
                 mask = chosen.reshape(num_envs).numpy()
             seeds = tensordict.get("game_seed", None)
         if seeds is None:
-            seeds = np.array([s.integers(2**31) if m else 0 for s, m in zip(self._seed_streams, mask, strict=True)])
+            due = mask & (self._decisions_since_seed >= self.decisions_per_seed)
+            streams = zip(self._seed_streams, due, strict=True)
+            seeds = np.array([stream.integers(2**31) if now else _GO_ON for stream, now in streams])
         else:
             seeds = seeds.numpy()
+        self._decisions_since_seed[mask & (seeds != _GO_ON)] = 0
         pixels, info = _masked_reset(self.vector, seeds, mask)
         index = torch.from_numpy(mask)
         self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
@@ -111,6 +125,7 @@ class GameEnv(EnvBase):
         if action.min() < 0 or action.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
         pixels, reward, terminated, truncated, info = self.vector.step(action)
+        self._decisions_since_seed += 1
         rewards = torch.from_numpy(reward).float()[:, None]
         self._game_score = self._game_score + rewards
         lives = np.array(info["lives"]) if "lives" in info else self._lives
@@ -147,7 +162,7 @@ def make_env(game: str, num_envs: int, frames: FrameSettings, seed: int, num_thr
     """
     if is_gymnasium_id(game):
         return GameEnv(gymnasium_vector(game, num_envs, frames), seed)
-    return GameEnv(atari_vector(game, num_envs, frames, num_threads, noop_max), seed)
+    return GameEnv(atari_vector(game, num_envs, frames, num_threads, noop_max), seed, ATARI_DECISIONS_PER_SEED)
 
 
 def is_gymnasium_id(game: str) -> bool:
@@ -243,4 +258,5 @@ def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: n
     if isinstance(vector, AtariVectorEnv):
         # ale-py asks for the seeds of the masked environments only, and for a full reset without a mask at first
         return vector.reset(seed=seeds[mask]) if mask.all() else vector.reset(seed=seeds[mask], options=options)
-    return vector.reset(seed=[int(s) for s in seeds], options=options)  # type: ignore[arg-type]
+    own = [None if seed == _GO_ON else int(seed) for seed in seeds]
+    return vector.reset(seed=own, options=options)  # type: ignore[arg-type]

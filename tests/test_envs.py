@@ -128,6 +128,48 @@ def test_a_seed_and_its_actions_replay_to_the_same_frames(
     assert not torch.equal(first["pixels"], other["pixels"])
 
 
+def test_a_seed_forgets_what_was_played_before_it(make: MakeGame) -> None:
+    """What an environment is at the moment depends on its last seed and what came after, over the ends of games too."""
+    sticky = FrameSettings(sticky_action_probability=0.25)
+    actions = random_actions(300, 2, 3)
+    fresh, used = make("Breakout", 2, sticky, seed=1), make("Breakout", 2, sticky, seed=2)
+    play(used, random_actions(250, 2, 3, seed=9))
+    expected, _ = play(fresh, actions, start(fresh, 5, 6))
+    again, _ = play(used, actions, start(used, 5, 6))
+    assert expected["next", "done"].sum() >= 2  # several games, whose resets had no seed of their own
+    assert torch.equal(expected["next", "pixels"], again["next", "pixels"])
+
+
+def test_an_environment_is_seeded_anew_with_the_first_game_after_enough_decisions(
+    make: MakeGame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make("Breakout", 2)
+    env.decisions_per_seed = 200
+    given: list[tuple[np.ndarray, np.ndarray]] = []
+    reset = env.vector.reset
+
+    def spy(*, seed: np.ndarray, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        given.append((seed, options["reset_mask"] if options else np.ones(2, dtype=bool)))
+        return reset(seed=seed, options=options)
+
+    monkeypatch.setattr(env.vector, "reset", spy)
+    steps, _ = play(env, random_actions(1000, 2, 4))
+    seeds: dict[int, list[int]] = {0: [], 1: []}
+    for seed, mask in given:
+        for i, own in zip(np.flatnonzero(mask), seed, strict=True):
+            seeds[i].append(own)
+    for i in (0, 1):
+        ends = [0, *(1 + steps["next", "done"][i, :, 0].nonzero()[:, 0]).tolist()]
+        expected, last = [], -200
+        for end in ends:
+            expected.append(end - last >= 200)
+            last = end if expected[-1] else last
+        assert 2 <= sum(expected) < len(expected)
+        assert [seed >= 0 for seed in seeds[i]] == expected
+        fresh = [seed for seed in seeds[i] if seed >= 0]
+        assert len(set(fresh)) == len(fresh)
+
+
 def test_games_side_by_side_and_after_each_other_differ(make: MakeGame) -> None:
     env = make("Breakout", 3, seed=7)
     seen = []
