@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import NonFiniteError, SettingError
 from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, TeacherModule
@@ -189,6 +190,7 @@ def main(args: list[str] | None = None) -> None:
     """Runs the command line; a user's mistake ends in one line and exit status 2, a failed run in 1."""
     args = sys.argv[1:] if args is None else args
     _quieten()
+    keep_freed_memory()
     try:
         if args[:1] and args[0] in COMMANDS:
             command = importlib.import_module(f"a2d_lightning.{args[0]}")

@@ -8,11 +8,13 @@ from statistics import median
 _PEAK = """
 import resource, sys
 import torch
+from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.sampling import SinglePath, SoftSum
 from benchmarks.ours import data_of, seconds_a_rollout
 size, sampling = int(sys.argv[1]), {"soft": SoftSum, "single": SinglePath}[sys.argv[2]]
 torch.set_num_threads(int(sys.argv[3]))
+keep_freed_memory()
 seconds_a_rollout(SearchModule, data_of(16, 5, size, int(sys.argv[3]), 10), sampling=sampling())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """

@@ -61,7 +61,7 @@ def seconds_to_compute(network: str, num_envs: int, steps: int, frame_size: int,
         logits, value = agent(learned)
         (logits.square().mean() + value.square().mean()).backward()
 
-    parts = {"act": act, "learn": learn, "optimizer": optimizer.step}
+    parts: dict[str, Callable[[], object]] = {"act": act, "learn": learn, "optimizer": optimizer.step}
     return {name: seconds_each(part, times) for name, part in parts.items()}
 
 

@@ -12,4 +12,4 @@ class PlainSoftSum(SoftSum):
 
     def mix(self, operators: nn.ModuleList, x: Tensor, weights: Tensor, ranking: Sequence[int]) -> Tensor:
         """sum_i y_i O_i(A_l)."""
-        return sum(weight * operator(x) for weight, operator in zip(weights, operators, strict=True))  # type: ignore[return-value]
+        return sum(weight * operator(x) for weight, operator in zip(weights, operators, strict=True))

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ from benchmarks.limit import seconds_each
 from benchmarks.ours import data_of, seconds_a_rollout
 
 LAPTOP_PLAN = Plan((2, 2, 2), (8, 16, 32))
-TEACHER = "pong_four_conv_42"
+_DISTILLED: dict[str, Any] = {"distillation": "actor+critic", "teacher": "pong_four_conv_42"}
+_SEARCH = {"plan": LAPTOP_PLAN, "sampling": SinglePath(), "alpha_learning_rate": 0.0, **_DISTILLED}
 
 
 def seconds_of_soft_sum(
@@ -46,28 +48,23 @@ def force(module: SearchModule) -> None:
     module.supernet.draw(module.gumbel_generator)
 
 
-def seconds_of_single_path(threads: int, rollouts: int) -> tuple[float, float]:
-    """A rollout of the search with a forced path, and of the training of the agent that it derives; laptop plan."""
-    distilled = {"distillation": "actor+critic", "teacher": TEACHER}
-    architectures = []
+def seconds_of_single_path(threads: int, rollouts: int) -> float:
+    """A rollout of the search with a forced path; laptop plan."""
+    return seconds_a_rollout(SearchModule, data_of(16, 5, 42, threads, rollouts), prepare=force, **_SEARCH)
 
-    def keep(module: SearchModule) -> None:
-        force(module)
-        architectures.append(module.derive())
 
-    search = seconds_a_rollout(
-        SearchModule,
-        data_of(16, 5, 42, threads, rollouts),
-        prepare=keep,
-        plan=LAPTOP_PLAN,
-        sampling=SinglePath(),
-        alpha_learning_rate=0.0,
-        **distilled,
+def seconds_of_its_agent(threads: int, rollouts: int) -> float:
+    """A rollout of the training of the agent that the forced path derives."""
+    data = data_of(16, 5, 42, threads, rollouts)
+    search = SearchModule(
+        game=data.game,
+        frame_shape=data.frame_shape,
+        num_actions=data.num_actions,
+        total_env_steps=data.total_env_steps,
+        **_SEARCH,
     )
+    force(search)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "architecture.json"
-        architectures[0].save(path)
-        agent = seconds_a_rollout(
-            AgentModule, data_of(16, 5, 42, threads, rollouts), architecture=str(path), **distilled
-        )
-    return search, agent
+        search.derive().save(path)
+        return seconds_a_rollout(AgentModule, data, architecture=str(path), **_DISTILLED)

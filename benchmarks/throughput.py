@@ -1,6 +1,7 @@
 """``python -m benchmarks.throughput``: ours, Stable-Baselines3, TorchRL and the limit, interleaved on one machine.
 
-Machines are noisy and shared: every figure is a ratio of medians over rounds in which each contestant has its turn.
+Machines are noisy and shared: every figure is a ratio of medians over rounds in which each contestant has its turn. A
+turn is a process of its own, since allocators and threads are settings of a process.
 """
 
 import argparse
@@ -8,6 +9,8 @@ import csv
 import functools
 import importlib.util
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 
+from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import TeacherModule
 from a2d_lightning.sampling import SoftSum
 from a2d_lightning.search_space import Plan
@@ -26,11 +30,11 @@ from benchmarks.plain_supernet import PlainSoftSum
 NUM_ENVS, STEPS, SIZE = 16, 5, 84
 ENV_STEPS = NUM_ENVS * STEPS
 
-Contestant = Callable[[], float]
-"""Plays its turn, with a warm-up of its own; seconds a rollout."""
+PEERS = ("Stable-Baselines3", "TorchRL", "soft sum, plain")
+"""Who plays without this package's own settings of the process."""
 
 Seconds = dict[str, list[float]]
-"""By contestant, one figure a round."""
+"""Of a rollout, by contestant, one figure a round."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,25 @@ class Row:
     detail: str
 
 
-def contestants(threads: int, rollouts: int) -> dict[str, Contestant]:
-    """Everything that is timed by the rollout, by name."""
+def contestants(threads: int, rollouts: int) -> dict[str, Callable[[], float]]:
+    """Everything that is timed by the rollout: name to its turn, with a warm-up of its own."""
     data = functools.partial(ours.data_of, NUM_ENVS, STEPS, SIZE, threads)
-    found: dict[str, Contestant] = {
+    found: dict[str, Callable[[], float]] = {
         "raw emulators": lambda: limit.seconds_to_emulate(NUM_ENVS, STEPS, SIZE, threads, rollouts),
         "our rollouts": lambda: ours.seconds_to_collect(data(rollouts)),
         "ours, vanilla": lambda: ours.seconds_a_rollout(TeacherModule, data(rollouts), network="vanilla"),
         "ours, resnet20": lambda: ours.seconds_a_rollout(TeacherModule, data(rollouts // 4), network="resnet20"),
+        "single-path search": lambda: supernets.seconds_of_single_path(threads, rollouts),
+        "its agent": lambda: supernets.seconds_of_its_agent(threads, rollouts),
+        "TorchRL": lambda: torchrl_recipe.seconds_a_rollout(NUM_ENVS, STEPS, max(10, rollouts // 4)),
     }
     for network, times in (("vanilla", rollouts // 4), ("resnet20", rollouts // 16)):
         found[f"computing, {network}"] = functools.partial(_computing, network, times)
     if importlib.util.find_spec("stable_baselines3"):
         found["Stable-Baselines3"] = lambda: stable_baselines.seconds_a_rollout(NUM_ENVS, STEPS, rollouts)
-    found["TorchRL"] = lambda: torchrl_recipe.seconds_a_rollout(NUM_ENVS, STEPS, max(10, rollouts // 4))
     for name, sampling in (("soft sum", SoftSum()), ("soft sum, plain", PlainSoftSum())):
         found[name] = functools.partial(
-            supernets.seconds_of_soft_sum, sampling, NUM_ENVS, STEPS, 42, Plan(), max(1, rollouts // 100)
+            supernets.seconds_of_soft_sum, sampling, NUM_ENVS, STEPS, 42, Plan(), max(2, rollouts // 40)
         )
     return found
 
@@ -69,18 +75,30 @@ def _computing(network: str, times: int) -> float:
     return sum(limit.seconds_to_compute(network, NUM_ENVS, STEPS, SIZE, max(3, times)).values())
 
 
-def interleaved(players: dict[str, Contestant], rounds: int) -> Seconds:
-    """Each player's turns; the order turns by one a round."""
-    seconds: Seconds = {name: [] for name in players}
-    names = list(players)
+def take_turn(name: str, threads: int, rollouts: int) -> float:
+    """Seconds a rollout of one contestant, in this process."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(threads)
+    if name not in PEERS:
+        keep_freed_memory()
+    return contestants(threads, rollouts)[name]()
+
+
+def interleaved(threads: int, rollouts: int, rounds: int) -> Seconds:
+    """Each contestant's turns, each in a process of its own; the order turns by one a round."""
+    names = list(contestants(threads, rollouts))
+    seconds: Seconds = {name: [] for name in names}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            seconds[name].append(players[name]())
+            command = [sys.executable, "-m", "benchmarks.throughput", "--turn", name]
+            command += ["--threads", str(threads), "--rollouts", str(rollouts)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            seconds[name].append(float(done.stdout.split()[-1]))
             print(f"round {number + 1} of {rounds}: {name}: {seconds[name][-1] * 1e3:.1f} ms a rollout", flush=True)
     return seconds
 
 
-def table(seconds: Seconds, single_path: list[tuple[float, float]], quick: bool, threads: int) -> list[Row]:
+def table(seconds: Seconds, quick: bool, threads: int) -> list[Row]:
     """The targets and what came out."""
     mid = {name: median(values) for name, values in seconds.items()}
     rows = [_at_least("rollout, trivial policy / raw emulators", mid["raw emulators"] / mid["our rollouts"], 0.90)]
@@ -92,8 +110,7 @@ def table(seconds: Seconds, single_path: list[tuple[float, float]], quick: bool,
         detail = f"{ENV_STEPS / mid[f'ours, {network}']:.0f} of {ENV_STEPS / bound:.0f} steps/s"
         rows.append(_at_least(f"A2C training, {network} / limit", bound / mid[f"ours, {network}"], 0.85, detail))
     rows.append(_at_most("soft supernet at 42x42 / plain form", mid["soft sum"] / mid["soft sum, plain"], 0.75))
-    ratio = median(search for search, _ in single_path) / median(agent for _, agent in single_path)
-    rows.append(_at_most("single-path search / training its agent", ratio, 1.3))
+    rows.append(_at_most("single-path search / its agent", mid["single-path search"] / mid["its agent"], 1.3))
     for sampling, size, target in (("soft", 42, 3.0), ("single", 84, 2.5)):
         if not quick:
             peak = footprint.peak_gib(size, sampling, threads)
@@ -151,13 +168,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the emulators")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/throughput"))
+    parser.add_argument("--turn", help="one contestant's turn, in this process: prints its seconds a rollout")
+    parser.add_argument("--rollouts", type=int, default=160, help="of a turn")
     settings = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(settings.threads)
-    rounds, rollouts = (1, 40) if settings.quick else (settings.rounds, 160)
-    seconds = interleaved(contestants(settings.threads, rollouts), rounds)
-    single_path = [supernets.seconds_of_single_path(settings.threads, rollouts) for _ in range(rounds)]
-    write(table(seconds, single_path, settings.quick, settings.threads), seconds, settings.output)
+    if settings.turn:
+        print(take_turn(settings.turn, settings.threads, settings.rollouts))
+        return
+    rounds, rollouts = (1, 40) if settings.quick else (settings.rounds, settings.rollouts)
+    seconds = interleaved(settings.threads, rollouts, rounds)
+    write(table(seconds, settings.quick, settings.threads), seconds, settings.output)
 
 
 if __name__ == "__main__":
