@@ -150,6 +150,27 @@ def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
+@contextmanager
+def forgotten_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, batch norm works on copies of its running statistics: what it sees there was counted before."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [dict(norm.named_buffers()) for norm in norms]
+    seen = [(norm, norm.seen) for norm in norms if isinstance(norm, RunningBatchNorm2d)]
+    for norm, buffers in zip(norms, kept, strict=True):
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    for layer, _ in seen:
+        layer.seen = []
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
+        for layer, batches in seen:
+            layer.seen = batches
+
+
 @torch.no_grad()
 def move_running_statistics(network: nn.Module, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
     """Moves the statistics of ``running`` layers by what they have seen since the last call.

@@ -1,13 +1,15 @@
 """The supernet (Sec. 4.4): alpha, tau, the Gumbel draw, the mixed forward, its MACs, derive()."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from a2d_lightning.normalization import forgotten_statistics
 from a2d_lightning.sampling import Sampling, SoftSum
 from a2d_lightning.search_space import OPERATORS, Architecture, Cell, FrameShape, Plan, operator_macs
 
@@ -41,7 +43,8 @@ class DrawMacs:
     forward: int
     """Of an update."""
     backward: int
-    """Of an update: the gradients of weights and of inputs, each as much as the forward of what has a backward."""
+    """Of an update: the gradients of weights and of inputs, each as much as the forward of what has a backward, and
+    what is computed again for them."""
 
 
 class Supernet(nn.Module):
@@ -55,6 +58,7 @@ class Supernet(nn.Module):
         plan: groups, cells and channels.
         frame_shape: (stack, height, width).
         sampling: what a draw computes.
+        recompute_activations: keep only the cells' inputs for the backward and compute each cell again in it.
     """
 
     gumbel: Tensor
@@ -62,8 +66,15 @@ class Supernet(nn.Module):
     ranking: Tensor
     macs_table: Tensor
 
-    def __init__(self, plan: Plan, frame_shape: FrameShape, sampling: Sampling | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        frame_shape: FrameShape,
+        sampling: Sampling | None = None,
+        recompute_activations: bool = False,
+    ) -> None:
         super().__init__()
+        self.recompute_activations = recompute_activations
         self.plan = plan
         self.frame_shape = frame_shape
         self.sampling = sampling or SoftSum()
@@ -84,11 +95,25 @@ class Supernet(nn.Module):
         cell = 0
         for layer in self.body:
             if isinstance(layer, MixedCell):
-                x = self.sampling.mix(layer.operators, x, weights[cell], ranking[cell])
+                x = self._mixed(layer, x, weights[cell], ranking[cell])
                 cell += 1
             else:
                 x = layer(x)
         return x
+
+    def _mixed(self, cell: MixedCell, x: Tensor, weights: Tensor, ranking: list[int]) -> Tensor:
+        if not (self.recompute_activations and torch.is_grad_enabled()):
+            return self.sampling.mix(cell.operators, x, weights, ranking)
+        return checkpoint(
+            self.sampling.mix,
+            cell.operators,
+            x,
+            weights,
+            ranking,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), forgotten_statistics(cell)),
+        )
 
     def weights(self) -> Tensor:
         """The weights of the operators' outputs under the current draw, float ``[cells, operators]``."""
@@ -141,11 +166,12 @@ class Supernet(nn.Module):
         computed = self.sampling.computed
         # the stem comes first and gets no gradient of its input
         stem = self.fixed_macs - self.plan.channels[-1] * 256
+        forward = int(ranked[:, : computed.forward].sum())
         backward = 2 * (int(ranked[:, : computed.backward].sum()) + self.fixed_macs) - stem
         return DrawMacs(
             acting=int(ranked[:, : computed.acting].sum()) + self.fixed_macs,
-            forward=int(ranked[:, : computed.forward].sum()) + self.fixed_macs,
-            backward=backward,
+            forward=forward + self.fixed_macs,
+            backward=backward + (forward if self.recompute_activations else 0),
         )
 
     @property

@@ -94,7 +94,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("envs", LEAVES),
         ("networks", LEAVES | {"search_space"}),
         ("sampling", LEAVES | {"search_space"}),
-        ("supernet", LEAVES | {"search_space", "sampling"}),
+        ("supernet", LEAVES | {"normalization", "search_space", "sampling"}),
         ("costs", LEAVES | {"supernet"}),
         ("budget", LEAVES | {"supernet"}),
         ("schemes", LEAVES | {"networks", "supernet"}),

@@ -204,10 +204,14 @@ def macs_a_frame(counter: FlopCounterMode, frames: int) -> float:
     return counter.get_total_flops() / 2 / frames
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sampling", EVERY, ids=name_of)
-def test_what_a_draw_costs_is_what_torch_counts_while_acting_and_in_an_update(sampling: Sampling, seed: int) -> None:
+def test_what_a_draw_costs_is_what_torch_counts_while_acting_and_in_an_update(
+    sampling: Sampling, seed: int, recompute: bool
+) -> None:
     supernet = make_supernet(SMALL, seed=seed, sampling=sampling).train()
+    supernet.recompute_activations = recompute
     x = torch.rand(2, *FRAME)
     formulas = {torch.ops.aten.convolution_backward: corrected_convolution_backward}
     acting, forward, backward = (FlopCounterMode(display=False, custom_mapping=formulas) for _ in range(3))

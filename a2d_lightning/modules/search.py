@@ -19,7 +19,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
 from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
 from a2d_lightning.sampling import Sampling
-from a2d_lightning.schemes import DrawnRollout, OneLevel, SearchScheme
+from a2d_lightning.schemes import DrawnRollout, OneLevel, SearchScheme, UnrolledBiLevel
 from a2d_lightning.search_space import Architecture, Plan
 from a2d_lightning.supernet import Supernet, inherit_weights
 from a2d_lightning.teachers import AgentCard
@@ -41,6 +41,8 @@ class SearchModule(ActorCriticModule):
         alpha_learning_rate: of alpha's Adam (paper: 1e-3, constant); 0 freezes alpha, as a control.
         alpha_betas: of alpha's Adam (paper: momentum 0.9).
         alpha_warmup_env_steps: environment steps during which only the weights learn.
+        recompute_activations: keep only the cells' inputs for the backward and compute each cell again in it: a
+            fraction of the memory for about a third more time.
         score_derived: evaluate the derived network, too, with weights from the supernet, beside the supernet.
         seed: of the Gumbel draws; alike on all ranks.
     """
@@ -56,6 +58,7 @@ class SearchModule(ActorCriticModule):
         alpha_learning_rate: NonNegativeFloat = 1e-3,
         alpha_betas: tuple[float, float] = (0.9, 0.999),
         alpha_warmup_env_steps: NonNegativeInt = 0,
+        recompute_activations: bool = False,
         score_derived: bool = True,
         seed: int = 0,
         **kwargs: Any,
@@ -68,7 +71,8 @@ class SearchModule(ActorCriticModule):
         self.alpha_betas = alpha_betas
         self.alpha_warmup_env_steps = alpha_warmup_env_steps
         self.score_derived = score_derived
-        self.agent = self.make_agent(Supernet(plan, self.agent_frame_shape, sampling))
+        self._check_recomputable(recompute_activations)
+        self.agent = self.make_agent(Supernet(plan, self.agent_frame_shape, sampling, recompute_activations))
         self.budget = self._checked_budget(target_macs)
         reference = make_backbone("resnet20", self.agent_frame_shape)
         self.reference_macs = count_macs(reference, torch.Size(self.agent_frame_shape))
@@ -102,6 +106,18 @@ class SearchModule(ActorCriticModule):
             raise SettingError("model.target_macs: alpha does not move at alpha_learning_rate 0; leave one out.")
         check_budget(target_macs, *self.supernet.macs_range())
         return MacsBudget(float(target_macs))
+
+    def _check_recomputable(self, recompute_activations: bool) -> None:
+        """The backward must find a cell as its forward left it."""
+        if not recompute_activations:
+            return
+        if isinstance(self.scheme, UnrolledBiLevel):
+            raise SettingError("model.recompute_activations: UnrolledBiLevel's virtual weights are gone by then.")
+        if self.normalization == "per_step":
+            raise SettingError(
+                "model.recompute_activations: per_step normalization does not know its time steps by then; take "
+                "another model.normalization."
+            )
 
     def configure_optimizers(self) -> list[Optimizer]:
         """The weights' optimizer, then alpha's."""
