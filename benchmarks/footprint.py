@@ -11,18 +11,20 @@ import torch
 from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.sampling import SinglePath, SoftSum
-from benchmarks.ours import data_of, seconds_a_rollout
-size, sampling = int(sys.argv[1]), {"soft": SoftSum, "single": SinglePath}[sys.argv[2]]
-torch.set_num_threads(int(sys.argv[3]))
+from benchmarks.ours import data_of, train
+size, name, recompute, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
 keep_freed_memory()
-seconds_a_rollout(SearchModule, data_of(16, 5, size, int(sys.argv[3]), 10), sampling=sampling())
+data = data_of(16, 5, int(size), int(threads), 4, warmup=0)
+sampling = {"soft": SoftSum, "single": SinglePath}[name]()
+train(SearchModule, data, sampling=sampling, recompute_activations=recompute == "True")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
-def peak_gib(frame_size: int, sampling: str, threads: int) -> float:
-    """Of 30 rollouts of a search with the paper's plan, 16 environments x 5, without a teacher."""
-    command = [sys.executable, "-c", _PEAK, str(frame_size), sampling, str(threads)]
+def peak_gib(frame_size: int, sampling: str, recompute: bool, threads: int) -> float:
+    """Of 4 rollouts of a search with the paper's plan, 16 environments x 5, without a teacher."""
+    command = [sys.executable, "-c", _PEAK, str(frame_size), sampling, str(recompute), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 

@@ -34,9 +34,11 @@ class Stopwatch(L.Callback):
             self.began = self.ended
 
 
-def data_of(num_envs: int, rollout_length: int, frame_size: int, threads: int, rollouts: int) -> RolloutDataModule:
+def data_of(
+    num_envs: int, rollout_length: int, frame_size: int, threads: int, rollouts: int, warmup: int = WARMUP_ROLLOUTS
+) -> RolloutDataModule:
     """Pong, for one epoch of ``rollouts`` after the warm-up."""
-    env_steps = (WARMUP_ROLLOUTS + rollouts) * num_envs * rollout_length
+    env_steps = (warmup + rollouts) * num_envs * rollout_length
     return RolloutDataModule(
         game="Pong",
         num_envs=num_envs,
@@ -48,10 +50,10 @@ def data_of(num_envs: int, rollout_length: int, frame_size: int, threads: int, r
     )
 
 
-def seconds_a_rollout(
+def train(
     module: type[M], data: RolloutDataModule, prepare: Callable[[M], None] = lambda _: None, **settings: Any
-) -> float:
-    """Of a whole training by the Trainer, without evaluations, loggers and checkpoints.
+) -> Stopwatch:
+    """A whole training by the Trainer, without evaluations, loggers and checkpoints.
 
     Args:
         module: a stage.
@@ -82,6 +84,14 @@ def seconds_a_rollout(
             callbacks=[watch],
         )
         trainer.fit(model, datamodule=data)
+    return watch
+
+
+def seconds_a_rollout(
+    module: type[M], data: RolloutDataModule, prepare: Callable[[M], None] = lambda _: None, **settings: Any
+) -> float:
+    """Of :func:`train`, after its warm-up."""
+    watch = train(module, data, prepare, **settings)
     return (watch.ended - watch.began) / (data.rollouts_per_epoch - WARMUP_ROLLOUTS)
 
 

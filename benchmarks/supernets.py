@@ -20,11 +20,11 @@ _SEARCH = {"plan": LAPTOP_PLAN, "sampling": SinglePath(), "alpha_learning_rate":
 
 
 def seconds_of_soft_sum(
-    sampling: Sampling, num_envs: int, steps: int, frame_size: int, plan: Plan, times: int
+    sampling: Sampling, recompute: bool, num_envs: int, steps: int, frame_size: int, plan: Plan, times: int
 ) -> float:
     """Acting on a rollout and a forward and backward to learn from it."""
     shape = (4, frame_size, frame_size)
-    agent = ActorCritic(Supernet(plan, shape, sampling), shape, 6)
+    agent = ActorCritic(Supernet(plan, shape, sampling, recompute), shape, 6)
     acted = torch.randint(256, (num_envs, *shape), dtype=torch.uint8)
     learned = torch.randint(256, (num_envs * (steps + 1), *shape), dtype=torch.uint8)
 

@@ -64,10 +64,17 @@ def contestants(threads: int, rollouts: int) -> dict[str, Callable[[], float]]:
         found[f"computing, {network}"] = functools.partial(_computing, network, times)
     if importlib.util.find_spec("stable_baselines3"):
         found["Stable-Baselines3"] = lambda: stable_baselines.seconds_a_rollout(NUM_ENVS, STEPS, rollouts)
-    for name, sampling in (("soft sum", SoftSum()), ("soft sum, plain", PlainSoftSum())):
-        found[name] = functools.partial(
-            supernets.seconds_of_soft_sum, sampling, NUM_ENVS, STEPS, 42, Plan(), max(2, rollouts // 40)
-        )
+    soft = functools.partial(
+        supernets.seconds_of_soft_sum,
+        num_envs=NUM_ENVS,
+        steps=STEPS,
+        frame_size=42,
+        plan=Plan(),
+        times=max(2, rollouts // 40),
+    )
+    found["soft sum"] = functools.partial(soft, SoftSum(), False)
+    found["soft sum, recomputed"] = functools.partial(soft, SoftSum(), True)
+    found["soft sum, plain"] = functools.partial(soft, PlainSoftSum(), False)
     return found
 
 
@@ -111,10 +118,13 @@ def table(seconds: Seconds, quick: bool, threads: int) -> list[Row]:
         rows.append(_at_least(f"A2C training, {network} / limit", bound / mid[f"ours, {network}"], 0.85, detail))
     rows.append(_at_most("soft supernet at 42x42 / plain form", mid["soft sum"] / mid["soft sum, plain"], 0.75))
     rows.append(_at_most("single-path search / its agent", mid["single-path search"] / mid["its agent"], 1.3))
-    for sampling, size, target in (("soft", 42, 3.0), ("single", 84, 2.5)):
-        if not quick:
-            peak = footprint.peak_gib(size, sampling, threads)
+    rows.append(_shown("soft supernet, activations recomputed / kept", mid["soft sum, recomputed"] / mid["soft sum"]))
+    if not quick:
+        for sampling, size, target in (("soft", 42, 3.0), ("single", 84, 2.5)):
+            peak = footprint.peak_gib(size, sampling, False, threads)
             rows.append(_at_most(f"peak memory, {sampling} at {size}x{size} (GiB)", peak, target))
+        peak = footprint.peak_gib(84, "soft", True, threads)
+        rows.append(_shown("peak memory, soft at 84x84, recomputed (GiB)", peak))
     times = 1 if quick else 5
     package = ("-m", "a2d_lightning")
     rows.append(_at_most("--help (s)", footprint.seconds_to_start(*package, "--help", times=times), 1.0))
@@ -130,6 +140,10 @@ def _at_least(what: str, value: float, target: float, detail: str = "") -> Row:
 
 def _at_most(what: str, value: float, target: float, detail: str = "") -> Row:
     return Row(what, value, f"<= {target}", value <= target, detail)
+
+
+def _shown(what: str, value: float) -> Row:
+    return Row(what, value, "", True, "")
 
 
 def write(rows: list[Row], seconds: Seconds, output: Path) -> None:
