@@ -51,7 +51,11 @@ def data_of(
 
 
 def train(
-    module: type[M], data: RolloutDataModule, prepare: Callable[[M], None] = lambda _: None, **settings: Any
+    module: type[M],
+    data: RolloutDataModule,
+    prepare: Callable[[M], None] = lambda _: None,
+    processes: int = 1,
+    **settings: Any,
 ) -> Stopwatch:
     """A whole training by the Trainer, without evaluations, loggers and checkpoints.
 
@@ -59,6 +63,7 @@ def train(
         module: a stage.
         data: what it plays.
         prepare: changes the new module.
+        processes: that share the work by DDP; the first one's stopwatch is returned.
         settings: the module's.
     """
     watch = Stopwatch()
@@ -74,6 +79,8 @@ def train(
         warnings.simplefilter("ignore")
         trainer = L.Trainer(
             accelerator="cpu",
+            devices=processes,
+            strategy="ddp" if processes > 1 else "auto",
             max_epochs=1,
             logger=False,
             enable_checkpointing=False,
@@ -87,11 +94,9 @@ def train(
     return watch
 
 
-def seconds_a_rollout(
-    module: type[M], data: RolloutDataModule, prepare: Callable[[M], None] = lambda _: None, **settings: Any
-) -> float:
-    """Of :func:`train`, after its warm-up."""
-    watch = train(module, data, prepare, **settings)
+def seconds_a_rollout(module: type[M], data: RolloutDataModule, **settings: Any) -> float:
+    """Of :func:`train`, after its warm-up; with several processes of one rollout each."""
+    watch = train(module, data, **settings)
     return (watch.ended - watch.began) / (data.rollouts_per_epoch - WARMUP_ROLLOUTS)
 
 

@@ -1,0 +1,121 @@
+"""``python -m benchmarks.scaling``: environment steps/s over numbers of environments, frame sizes, networks, processes.
+
+A2C on Pong with rollouts of 5. Each figure is the median over rounds in which every set-up has its turn, in a process
+of its own.
+"""
+
+import argparse
+import csv
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from statistics import median
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+
+from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.modules import TeacherModule
+from benchmarks.ours import WARMUP_ROLLOUTS, data_of, seconds_a_rollout
+
+STEPS = 5
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained."""
+
+    network: str
+    frame_size: int
+    num_envs: int
+    """Over all processes."""
+    processes: int = 1
+
+    def __str__(self) -> str:
+        return ",".join(str(value) for value in astuple(self))
+
+    @staticmethod
+    def parse(text: str) -> "Setup":
+        """The inverse of ``str``."""
+        network, *numbers = text.split(",")
+        return Setup(network, *(int(number) for number in numbers))
+
+
+def setups() -> Iterator[Setup]:
+    """The grid."""
+    for network, frame_size in (("vanilla", 84), ("four_conv", 42), ("resnet20", 84), ("resnet20", 42)):
+        for num_envs in (8, 16, 32, 64, 128):
+            yield Setup(network, frame_size, num_envs)
+    for network, frame_size in (("vanilla", 84), ("resnet20", 42)):
+        yield Setup(network, frame_size, 32, processes=2)
+
+
+def take_turn(setup: Setup, threads: int, env_steps: int) -> float:
+    """Environment steps/s of one set-up, in this process and those that it starts."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(max(1, threads // setup.processes))
+    keep_freed_memory()
+    num_envs = setup.num_envs // setup.processes
+    steps = setup.num_envs * STEPS
+    # of all processes together
+    rollouts = (WARMUP_ROLLOUTS + max(10, env_steps // steps)) * setup.processes - WARMUP_ROLLOUTS
+    data = data_of(num_envs, STEPS, setup.frame_size, max(1, threads // setup.processes), rollouts)
+    return steps / seconds_a_rollout(TeacherModule, data, processes=setup.processes, network=setup.network)
+
+
+def draw(rates: dict[Setup, list[float]], output: Path) -> None:
+    """``scaling.csv``, a line a turn, and ``scaling.png``."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / "scaling.csv", "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow([*(field.name for field in fields(Setup)), "round", "env_steps_per_second"])
+        for setup, values in rates.items():
+            lines.writerows([*astuple(setup), number, value] for number, value in enumerate(values))
+    matplotlib.use("Agg")
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    groups: dict[tuple[str, int, int], list[Setup]] = {}
+    for setup in rates:
+        groups.setdefault((setup.network, setup.frame_size, setup.processes), []).append(setup)
+    for (network, frame_size, processes), members in groups.items():
+        label = f"{network}, {frame_size}x{frame_size}" + (f", {processes} processes" if processes > 1 else "")
+        heights = [median(rates[setup]) for setup in members]
+        axis.plot([setup.num_envs for setup in members], heights, "o-" if processes == 1 else "k*", label=label)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel("environments")
+    axis.set_ylabel("environment steps/s, A2C on Pong")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize=8)
+    figure.savefig(output / "scaling.png", dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the emulators")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--env_steps", type=int, default=6_400, help="of a turn, after its warm-up")
+    parser.add_argument("--output", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--turn", help="one set-up's turn, in this process: prints its environment steps/s")
+    settings = parser.parse_args()
+    if settings.turn:
+        print(take_turn(Setup.parse(settings.turn), settings.threads, settings.env_steps))
+        return
+    rates: dict[Setup, list[float]] = {setup: [] for setup in setups()}
+    for number in range(settings.rounds):
+        for setup, found in rates.items():
+            command = [sys.executable, "-m", "benchmarks.scaling", "--turn", str(setup)]
+            command += ["--threads", str(settings.threads), "--env_steps", str(settings.env_steps)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append(float(done.stdout.split()[-1]))
+            print(f"round {number + 1} of {settings.rounds}: {setup}: {found[-1]:.0f} steps/s", flush=True)
+    draw(rates, settings.output)
+
+
+if __name__ == "__main__":
+    main()
