@@ -152,7 +152,7 @@ def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def forgotten_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm works on copies of its running statistics: what it sees there was counted before."""
+    """Inside, batch norm works on copies of its running statistics: what it sees there shall not count (again)."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [dict(norm.named_buffers()) for norm in norms]
     seen = [(norm, norm.seen) for norm in norms if isinstance(norm, RunningBatchNorm2d)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from a2d_lightning.networks import ActorCritic
+from a2d_lightning.normalization import forgotten_statistics
 from a2d_lightning.supernet import Draw, Supernet
 
 Metrics = dict[str, Tensor | float]
@@ -71,7 +72,8 @@ class Student(nn.Module):
         with self.supernet.under(self.draw):
             if not self.replaced:  # functional_call walks through all modules, 4 % of a single-path search
                 return self.agent(pixels)
-            return functional_call(self.agent, self.replaced, (pixels,))
+            with forgotten_statistics(self.agent):  # of a policy that never was
+                return functional_call(self.agent, self.replaced, (pixels,))
 
 
 class SearchScheme(ABC):

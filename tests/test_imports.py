@@ -97,7 +97,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("supernet", LEAVES | {"normalization", "search_space", "sampling"}),
         ("costs", LEAVES | {"supernet"}),
         ("budget", LEAVES | {"supernet"}),
-        ("schemes", LEAVES | {"networks", "supernet"}),
+        ("schemes", LEAVES | {"networks", "normalization", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
         ("data", LEAVES | {"envs", "normalization", "policy"}),
         ("evaluation", LEAVES | {"envs"}),

@@ -255,3 +255,18 @@ def test_unrolled_theta_steps_are_bi_levels() -> None:
         of_weights = [found for kind, _, found in search.stepped if kind == "weights"]
         for minibatch, found in enumerate(of_weights):
             assert_same(found, gradients(loss_by_hand(agent, FIRST, minibatch), agent))
+
+
+def test_virtual_weights_leave_no_trace_in_running_statistics() -> None:
+    """Each of the two minibatches: a forward on theta's rollout for the virtual step, and one for the real."""
+    agent = smooth_agent()
+    stem = agent.backbone.body[1]
+    began = int(stem.num_batches_tracked)
+    UnrolledBiLevel(XI).learn(StillSearch(agent), [FIRST, SECOND])
+    with_virtual, mean = int(stem.num_batches_tracked) - began, stem.running_mean.clone()
+    assert with_virtual == 2 * 2
+    # the statistics are those of theta's rollout alone, whatever alpha's shows
+    again = smooth_agent()
+    dark = DrawnRollout(SECOND.rollout.clone().apply(lambda x: x * 0), SECOND.draw)
+    UnrolledBiLevel(XI).learn(StillSearch(again), [FIRST, dark])
+    assert torch.equal(again.backbone.body[1].running_mean, mean)
