@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, cast
+from dataclasses import asdict
+from typing import Any, Protocol, cast
 
 import lightning as L
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.collectors import Collector
@@ -16,6 +18,7 @@ from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game, make_env
 from a2d_lightning.errors import SettingError
 from a2d_lightning.normalization import frozen_batch_norm_statistics
 from a2d_lightning.policy import SamplingPolicy
+from a2d_lightning.ranks import gathered
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""
@@ -72,6 +75,8 @@ class RolloutDataModule(L.LightningDataModule):
     the game ended, or a life was lost where that counts), ``done`` (the trace is cut: terminated or truncated), and
     ``game_over`` and ``game_score`` (raw). All but pixels are ``[num_envs, rollout_length]``.
 
+    A checkpoint holds where every process's games and random numbers are, and a resumed run goes on there.
+
     An evaluation batch is an int64 tensor of game seeds; the games are split over the ranks without repeats.
 
     Args:
@@ -114,18 +119,21 @@ class RolloutDataModule(L.LightningDataModule):
                 f"data.frames.sticky_action_probability: {frames.sticky_action_probability} is outside [0, 1]."
             )
         self.game = canonical_game(game)
-        self.num_envs = num_envs
-        self.rollout_length = rollout_length
+        # plain numbers: weights_only refuses jsonargparse's restricted types, which shapes of tensors keep
+        self.num_envs = int(num_envs)
+        self.rollout_length = int(rollout_length)
         self.total_env_steps = total_env_steps
         self.env_steps_per_epoch = env_steps_per_epoch
         self.frames = frames
         self.life_loss_terminal = life_loss_terminal
         self.clip_rewards = clip_rewards
-        self.noop_max = noop_max
+        self.noop_max = int(noop_max)
         self.evaluation_games = evaluation_games
         self.num_env_threads = num_env_threads
         self.seed = seed
         self.collector: Collector | None = None
+        self._playing: tuple[GameEnv, SamplingPolicy] | None = None
+        self._saved: dict[str, Any] = {}
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
         self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
@@ -170,15 +178,18 @@ class RolloutDataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> Iterable[TensorDict]:
-        """Builds the collector around the module's agent, which is on its device by now."""
+        """Builds the collector around the module's agent, which is on its device by now; resumes what was saved."""
         trainer = self.trainer
         assert trainer is not None
         learner = cast(Learner, trainer.lightning_module)
         device = trainer.strategy.root_device
-        # a resumed run must not replay the games of the first one, and no two ranks the same
+        # a resumed run whose games begin anew must not replay those of the first one, and no two ranks the same
         seed = _derived_seed(self.seed, trainer.global_rank, learner.env_steps)
         env = self.make_env(self.num_envs, seed)
         policy = SamplingPolicy(learner.agent, seed, device)
+        state = self._state_to_resume(trainer.global_rank)
+        if state:
+            env.restore_games(state["games"])
         # the collector tries its policy once when it is built
         with frozen_batch_norm_statistics(learner.agent):
             self.collector = Collector(
@@ -195,7 +206,56 @@ class RolloutDataModule(L.LightningDataModule):
                 trust_policy=True,
                 auto_register_policy_transforms=False,
             )
+        if state:  # the collector has drawn an action
+            policy.generator.set_state(state["policy_generator"].cpu())
+            torch.set_rng_state(state["torch_generator"].cpu())
+        self._playing = env, policy
         return Rollouts(self, iter(self.collector), learner.agent)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the games and the random numbers of every process are; all of them must call it."""
+        if self._playing is None:
+            return {}
+        env, policy = self._playing
+        mine = {
+            "games": env.game_state(),
+            "policy_generator": policy.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),
+        }
+        return {"settings": self._settings_of_games(), "processes": gathered(mine)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps it until the environments are built."""
+        self._saved = state_dict
+
+    def _settings_of_games(self) -> dict[str, Any]:
+        """What must be the same for games to go on."""
+        return {
+            "data.game": self.game,
+            "data.num_envs": self.num_envs,
+            "data.noop_max": self.noop_max,
+            **{f"data.frames.{name}": value for name, value in asdict(self.frames).items()},
+            "number of processes": self.trainer.world_size if self.trainer is not None else 1,
+        }
+
+    def _state_to_resume(self, rank: int) -> dict[str, Any]:
+        saved, self._saved = self._saved, {}
+        if not saved:
+            return {}
+        now = self._settings_of_games()
+        changed = [
+            f"{name} was {was} and is {now.get(name)}"
+            for name, was in saved["settings"].items()
+            if was != now.get(name)
+        ]
+        if changed:
+            rank_zero_info(f"games and random numbers begin anew, since {', '.join(changed)}")
+            return {}
+        mine = cast(dict[str, Any], saved["processes"][rank])
+        rank_zero_info(f"playing the last {len(mine['games']['journal']['actions']):,} steps of the games again")
+        return mine
 
     def for_learning(self, rollout: TensorDict) -> TensorDict:
         """The collector's TensorDict as the class describes it."""
@@ -248,6 +308,7 @@ class RolloutDataModule(L.LightningDataModule):
         if self.collector is not None:
             self.collector.shutdown()
             self.collector = None
+            self._playing = None
 
 
 def _derived_seed(*parts: int) -> int:

@@ -21,15 +21,13 @@ from torchrl.envs import EnvBase
 
 from a2d_lightning.errors import SettingError
 from a2d_lightning.games import atari_rom
+from a2d_lightning.journal import GO_ON, Journal, Reset
 
 ATARI_FRAMES_PER_GAME = 108_000
 """30 minutes at 60 frames a second, the usual cap; a game that reaches it is truncated, not terminated."""
 
 ATARI_DECISIONS_PER_SEED = 4_000
 """So seeded resets cost a few percent of the emulation, and what must be replayed of an environment takes seconds."""
-
-_GO_ON = -1
-"""A seed that leaves the generator where it is (ale-py's own)."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,14 @@ class GameEnv(EnvBase):
         self._game_score = torch.zeros(num_envs, 1)
         self._lives = np.zeros(num_envs, dtype=np.int64)
         self.decisions_per_seed = decisions_per_seed
+        self.journal = Journal(num_envs)
+        self._restored: TensorDictBase | None = None
         self._set_seed(seed)
 
     def _set_seed(self, seed: int | None) -> None:
         entropy = np.random.SeedSequence(seed)
         self._seed_streams = [np.random.default_rng(child) for child in entropy.spawn(self.batch_size[0])]
-        self._decisions_since_seed = np.full(self.batch_size[0], self.decisions_per_seed)
+        self._decisions_since_seed = np.full(self.batch_size[0], np.inf)  # never
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         num_envs = self.batch_size[0]
@@ -93,13 +93,21 @@ class GameEnv(EnvBase):
             if (chosen := tensordict.get("_reset", None)) is not None:
                 mask = chosen.reshape(num_envs).numpy()
             seeds = tensordict.get("game_seed", None)
+        if self._restored is not None:
+            restored, self._restored = self._restored, None
+            if mask.all() and seeds is None:
+                return restored
         if seeds is None:
             due = mask & (self._decisions_since_seed >= self.decisions_per_seed)
             streams = zip(self._seed_streams, due, strict=True)
-            seeds = np.array([stream.integers(2**31) if now else _GO_ON for stream, now in streams])
-        else:
-            seeds = seeds.numpy()
-        self._decisions_since_seed[mask & (seeds != _GO_ON)] = 0
+            return self._begin(mask, np.array([stream.integers(2**31) if now else GO_ON for stream, now in streams]))
+        return self._begin(mask, seeds.numpy())
+
+    def _begin(self, mask: np.ndarray, seeds: np.ndarray) -> TensorDictBase:
+        """New games in the environments of ``mask``."""
+        num_envs = self.batch_size[0]
+        self.journal.reset(mask, seeds)
+        self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
         pixels, info = _masked_reset(self.vector, seeds, mask)
         index = torch.from_numpy(mask)
         self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
@@ -125,6 +133,7 @@ class GameEnv(EnvBase):
         if action.min() < 0 or action.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
         pixels, reward, terminated, truncated, info = self.vector.step(action)
+        self.journal.step(action)
         self._decisions_since_seed += 1
         rewards = torch.from_numpy(reward).float()[:, None]
         self._game_score = self._game_score + rewards
@@ -145,6 +154,35 @@ class GameEnv(EnvBase):
             },
             self.batch_size,
         )
+
+    def game_state(self) -> dict[str, Any]:
+        """Where the games are, as tensors, numbers and strings: what :meth:`restore_games` plays again."""
+        return {
+            "journal": self.journal.state_dict(),
+            "seed_streams": [stream.bit_generator.state for stream in self._seed_streams],
+        }
+
+    def restore_games(self, state: dict[str, Any]) -> None:
+        """Brings the games to where another environment of the same settings was; the next reset begins there.
+
+        Args:
+            state: of :meth:`game_state`. Its actions are played again: seconds for each thousand steps.
+        """
+        played = Journal.from_state_dict(state["journal"])
+        self.journal = Journal(self.batch_size[0])
+        self.journal.first_step = played.first_step
+        everything = np.ones(self.batch_size[0], dtype=np.bool_)
+        _masked_reset(self.vector, np.full(self.batch_size[0], GO_ON), everything)  # ale-py asks for a full one first
+        now = None
+        for event in played.events():
+            if isinstance(event, Reset):
+                now = self._begin(event.mask, event.seeds)
+            else:
+                now = self._step(TensorDict({"action": torch.from_numpy(event)}, self.batch_size))
+        self.journal = played
+        self._restored = None if now is None else now.exclude("reward")
+        for stream, saved in zip(self._seed_streams, state["seed_streams"], strict=True):
+            stream.bit_generator.state = saved
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Ends the emulators."""
@@ -258,5 +296,5 @@ def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: n
     if isinstance(vector, AtariVectorEnv):
         # ale-py asks for the seeds of the masked environments only, and for a full reset without a mask at first
         return vector.reset(seed=seeds[mask]) if mask.all() else vector.reset(seed=seeds[mask], options=options)
-    own = [None if seed == _GO_ON else int(seed) for seed in seeds]
+    own = [None if seed == GO_ON else int(seed) for seed in seeds]
     return vector.reset(seed=own, options=options)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jsonargparse.typing import PositiveFloat
@@ -24,6 +24,16 @@ class DrawnRollout:
 
     rollout: TensorDict
     draw: Draw
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain tensors, for checkpoints."""
+        return {"rollout": self.rollout.to_dict(), "draw": vars(self.draw), "shape": list(self.rollout.shape)}
+
+    @staticmethod
+    def from_dict(content: dict[str, Any], device: torch.device) -> "DrawnRollout":
+        """The inverse of :meth:`to_dict`."""
+        rollout = TensorDict(content["rollout"], content["shape"], device=device)
+        return DrawnRollout(rollout, Draw(**{name: x.to(device) for name, x in content["draw"].items()}))
 
 
 class Search(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_resume import same
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,3 +94,20 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["env_steps"] == 240
     assert sorted(p.name for p in (tmp_path / "run").glob("metrics*.csv")) == ["metrics.csv"]
+
+
+def test_a_run_of_two_processes_resumes_to_the_last_bit(tmp_path):
+    """Each rank goes on with its own games and random numbers."""
+    args = ["--data.env_steps_per_epoch", "120", "--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
+    args += ["--trainer.limit_val_batches", "0"]
+    fit_on_two_ranks("teacher", tmp_path / "whole", *args)
+    fit_on_two_ranks("teacher", tmp_path / "parts", *args, "--trainer.max_epochs", "1")
+    fit_on_two_ranks("teacher", tmp_path / "parts", *args, "--ckpt_path", "last")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert parts["env_steps"] == 240
+    first, second = parts["RolloutDataModule"]["processes"]
+    assert not same(first, second)
+    for name in whole.keys() - {"loops", "callbacks"}:
+        assert same(whole[name], parts[name]), name

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_game import CATCH, register
 
 from a2d_lightning.cli import main
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 
+register()
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROLLOUT = 20
 """4 environments x 5 steps in the smoke overlay."""
@@ -99,7 +101,39 @@ def test_the_learning_rate_goes_on_where_it_stood(tmp_path):
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_resumed_run_does_not_replay_the_first_games(monkeypatch, tmp_path):
+def metrics_after(run_dir: Path, step: int) -> list[dict[str, str]]:
+    with open(run_dir / "metrics.csv") as file:
+        rows = [row for row in csv.DictReader(file) if float(row["step"]) > step]
+    return [{k: v for k, v in row.items() if v and k not in ("epoch", "progress/env_steps_per_second")} for row in rows]
+
+
+# games of 11 steps, so that some end before the run is stopped
+CATCH_ARGS = ["--data.game", CATCH, "--data.frames.skip", "1"]
+BI_LEVEL = ["--model.scheme", "BiLevel"]
+PPO_ARGS = ["--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "args"),
+    [("teacher", CATCH_ARGS), ("teacher", PPO_ARGS), ("search", []), ("search", BI_LEVEL), ("retrain", PPO_ARGS)],
+    ids=["teacher-catch", "teacher-ppo", "search", "search-bilevel", "retrain-ppo"],
+)
+def test_a_resumed_run_is_the_run_that_was_never_stopped_to_the_last_bit(stage, args, tmp_path, small_architecture):
+    args = [*args, *([f"--model.architecture={small_architecture}"] if stage == "retrain" else [])]
+    fit(stage, tmp_path / "whole", 400, *args)
+    # one epoch has five rollouts: bi-level is stopped with a rollout in hand
+    fit(stage, tmp_path / "parts", 400, *args, "--trainer.max_epochs", "1")
+    fit(stage, tmp_path / "parts", 400, *args, "--ckpt_path", "last")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert parts["env_steps"] == 400
+    for name in whole.keys() - {"loops", "callbacks"}:
+        assert same(whole[name], parts[name]), name
+    assert metrics_after(tmp_path / "parts", 100) == metrics_after(tmp_path / "whole", 100)
+
+
+def test_games_begin_anew_where_settings_of_the_environments_changed(monkeypatch, tmp_path, caplog):
     first = []
     real = ActorCriticModule.training_step
 
@@ -110,7 +144,9 @@ def test_a_resumed_run_does_not_replay_the_first_games(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ActorCriticModule, "training_step", record)
     fit("teacher", tmp_path, 200)
-    fit("teacher", tmp_path, 400, "--ckpt_path", "last")
+    with caplog.at_level("INFO"):
+        fit("teacher", tmp_path, 400, "--ckpt_path", "last", "--data.noop_max", "7")
+    assert "games and random numbers begin anew, since data.noop_max was 30 and is 7" in caplog.text
     assert len(first) == 2
     assert not torch.equal(first[0], first[1])
 

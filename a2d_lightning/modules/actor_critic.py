@@ -334,6 +334,7 @@ class ActorCriticModule(EvaluatedModule):
         checkpoint["env_steps"] = self.env_steps
         checkpoint["weight_updates"] = self.weight_updates
         checkpoint["agent_card"] = self.card().to_dict()
+        checkpoint["recent_game_scores"] = list(self.recent_game_scores)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the clock.
@@ -353,6 +354,7 @@ class ActorCriticModule(EvaluatedModule):
                 )
         self.env_steps = checkpoint["env_steps"]
         self.weight_updates = checkpoint["weight_updates"]
+        self.recent_game_scores.extend(checkpoint.get("recent_game_scores", []))
 
 
 def _agreement(batch: Minibatch) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
 from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
+from a2d_lightning.ranks import gathered
 from a2d_lightning.sampling import Sampling
 from a2d_lightning.schemes import DrawnRollout, OneLevel, SearchScheme, UnrolledBiLevel
 from a2d_lightning.search_space import Architecture, Plan
@@ -293,8 +294,9 @@ class SearchModule(ActorCriticModule):
         return self.agent_card("supernet", {"plan": asdict(self.supernet.plan)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the states of the Gumbel draws and of the budget."""
+        """Adds the states of the Gumbel draws and of the budget, and rollouts that the scheme waits with."""
         super().on_save_checkpoint(checkpoint)
+        checkpoint["waiting_rollouts"] = gathered([drawn.to_dict() for drawn in self._waiting])
         checkpoint["gumbel_generator"] = self.gumbel_generator.get_state()
         if self.budget is not None:
             checkpoint["budget"] = self.budget.state_dict()
@@ -305,3 +307,7 @@ class SearchModule(ActorCriticModule):
         self.gumbel_generator.set_state(checkpoint["gumbel_generator"].cpu())
         if self.budget is not None and "budget" in checkpoint:
             self.budget.load_state_dict(checkpoint["budget"])
+        waiting = checkpoint.get("waiting_rollouts", [])
+        if len(waiting) == self.trainer.world_size:
+            mine = waiting[self.trainer.global_rank]
+            self._waiting = [DrawnRollout.from_dict(drawn, self.device) for drawn in mine]

@@ -1,0 +1,100 @@
+"""What must be played again to bring emulators to where they are: their seeds, and the actions and resets since.
+
+Own code, since ale-py's vector environment cannot save its emulators.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+GO_ON = -1
+"""A seed that leaves an environment's generator where it is (ale-py's own)."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    """New games in some environments."""
+
+    step: int
+    """Steps of the vector environment before it."""
+    mask: np.ndarray
+    """bool ``[n]``, the environments."""
+    seeds: np.ndarray
+    """int64 ``[n]``, :data:`GO_ON` where the generator goes on."""
+
+
+class Journal:
+    """Actions and resets of ``n`` environments that step together, back to the oldest seed that is still in force.
+
+    Args:
+        num_envs: n.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.actions: deque[np.ndarray] = deque()  # int32 [n] each
+        self.resets: deque[Reset] = deque()
+        self.first_step = 0
+        """Steps before the oldest action that is kept."""
+        self.seeded_at = np.zeros(num_envs, dtype=np.int64)
+        """Steps before each environment's last seed."""
+
+    @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self.first_step + len(self.actions)
+
+    def reset(self, mask: np.ndarray, seeds: np.ndarray) -> None:
+        """Notes new games, and forgets what happened before the oldest seed."""
+        self.resets.append(Reset(self.steps, mask.copy(), seeds.copy()))
+        self.seeded_at[mask & (seeds != GO_ON)] = self.steps
+        oldest = self.seeded_at.min()
+        while self.first_step < oldest:
+            self.actions.popleft()
+            self.first_step += 1
+        while self.resets[0].step < oldest:
+            self.resets.popleft()
+
+    def step(self, actions: np.ndarray) -> None:
+        """Notes a step's actions, int ``[n]``."""
+        self.actions.append(actions.astype(np.int32))
+
+    def events(self) -> Iterator[Reset | np.ndarray]:
+        """Resets and actions in their order; a reset is of the environments that it still matters to."""
+        resets = deque(self.resets)
+        for step in range(self.first_step, self.steps + 1):
+            while resets and resets[0].step == step:
+                reset = resets.popleft()
+                mask = reset.mask & (self.seeded_at <= step)
+                if mask.any():
+                    yield Reset(step, mask, reset.seeds)
+            if step < self.steps:
+                yield self.actions[step - self.first_step]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers."""
+        num_envs = len(self.seeded_at)
+        return {
+            "first_step": self.first_step,
+            "seeded_at": torch.from_numpy(self.seeded_at.copy()),
+            "actions": torch.from_numpy(np.array(self.actions, dtype=np.int32).reshape(-1, num_envs)),
+            "reset_steps": torch.tensor([reset.step for reset in self.resets], dtype=torch.int64),
+            "reset_masks": torch.from_numpy(np.array([r.mask for r in self.resets], dtype=bool).reshape(-1, num_envs)),
+            "reset_seeds": torch.from_numpy(
+                np.array([r.seeds for r in self.resets], dtype=np.int64).reshape(-1, num_envs)
+            ),
+        }
+
+    @staticmethod
+    def from_state_dict(state: dict[str, Any]) -> "Journal":
+        """The inverse of :meth:`state_dict`."""
+        journal = Journal(len(state["seeded_at"]))
+        journal.first_step = state["first_step"]
+        journal.seeded_at = state["seeded_at"].numpy().copy()
+        journal.actions.extend(state["actions"].numpy())
+        resets = zip(state["reset_steps"].tolist(), state["reset_masks"], state["reset_seeds"], strict=True)
+        journal.resets.extend(Reset(step, mask.numpy(), seeds.numpy()) for step, mask, seeds in resets)
+        return journal
