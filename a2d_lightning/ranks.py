@@ -9,8 +9,18 @@ T = TypeVar("T")
 
 def gathered(mine: T) -> list[T]:
     """Every process's value, by rank; all processes must call it. Without a process group the own one alone."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _grouped():
         return [mine]
     everyone: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return everyone  # type: ignore[return-value]
+
+
+def own(everyone: list[T]) -> T | None:
+    """What :func:`gathered` had of this process; none where there were more or fewer processes."""
+    rank, number = (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
+    return everyone[rank] if len(everyone) == number else None
+
+
+def _grouped() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -77,8 +77,8 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
     assert [a["env_steps"] for a, _ in rows] == [8 * length * (i + 1) for i in range(240 // (8 * length))]
     for mine, theirs in rows:
         assert mine["frames"] != theirs["frames"]
-        for same in ("weights", "alpha", "draw", "env_steps"):
-            assert mine[same] == theirs[same], same
+        for name in ("weights", "alpha", "draw", "env_steps"):
+            assert mine[name] == theirs[name], name
         if "running" in args:
             assert mine["statistics"] == theirs["statistics"]
     # and they do learn; bi-level after every second rollout, so that the first row is the start
@@ -99,7 +99,6 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
 def test_a_run_of_two_processes_resumes_to_the_last_bit(tmp_path):
     """Each rank goes on with its own games and random numbers."""
     args = ["--data.env_steps_per_epoch", "120", "--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
-    args += ["--trainer.limit_val_batches", "0"]
     fit_on_two_ranks("teacher", tmp_path / "whole", *args)
     fit_on_two_ranks("teacher", tmp_path / "parts", *args, "--trainer.max_epochs", "1")
     fit_on_two_ranks("teacher", tmp_path / "parts", *args, "--ckpt_path", "last")

@@ -18,7 +18,7 @@ from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
 from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
-from a2d_lightning.ranks import gathered
+from a2d_lightning.ranks import gathered, own
 from a2d_lightning.sampling import Sampling
 from a2d_lightning.schemes import DrawnRollout, OneLevel, SearchScheme, UnrolledBiLevel
 from a2d_lightning.search_space import Architecture, Plan
@@ -307,7 +307,5 @@ class SearchModule(ActorCriticModule):
         self.gumbel_generator.set_state(checkpoint["gumbel_generator"].cpu())
         if self.budget is not None and "budget" in checkpoint:
             self.budget.load_state_dict(checkpoint["budget"])
-        waiting = checkpoint.get("waiting_rollouts", [])
-        if len(waiting) == self.trainer.world_size:
-            mine = waiting[self.trainer.global_rank]
-            self._waiting = [DrawnRollout.from_dict(drawn, self.device) for drawn in mine]
+        waiting = own(checkpoint.get("waiting_rollouts", [])) or []
+        self._waiting = [DrawnRollout.from_dict(drawn, self.device) for drawn in waiting]
