@@ -43,7 +43,7 @@ class SearchModule(ActorCriticModule):
         alpha_betas: of alpha's Adam (paper: momentum 0.9).
         alpha_warmup_env_steps: environment steps during which only the weights learn.
         recompute_activations: keep only the cells' inputs for the backward and compute each cell again in it: a
-            fraction of the memory for about a third more time.
+            fraction of the memory for some 10 % more time (CPU).
         score_derived: evaluate the derived network, too, with weights from the supernet, beside the supernet.
         seed: of the Gumbel draws; alike on all ranks.
     """
