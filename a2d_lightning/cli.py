@@ -16,18 +16,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.atomic_file import write_atomically
+from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, check_whole, newest_good
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.errors import NonFiniteError, SettingError
+from a2d_lightning.errors import RunFailedError, SettingError
+from a2d_lightning.interruption import INTERRUPTION, Interrupted
 from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import count_parameters
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
-from a2d_lightning.teachers import read_agent
 
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
@@ -94,6 +97,10 @@ class A2DCLI(LightningCLI):
         if self._get(self.config, "trainer").get("logger") in (None, True):
             loggers = [TensorBoardLogger(run_dir, name="", version=""), CSVLogger(run_dir, name="", version="")]
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
+        plugins = self._get(self.config, "trainer").get("plugins") or []
+        plugins = [*plugins] if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         trainer: Any = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -135,7 +142,7 @@ class A2DCLI(LightningCLI):
             "parameters": count_parameters(self.model.agent.backbone),
         }
         path = Path(self.trainer.default_root_dir) / f"test-{self.model.evaluation_actions}.json"
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
         print(
             f"{self.datamodule.game}: mean score of {result['games']:.0f} full games {result['score']:.2f} "
             f"(95 % interval {result['score_low95']:.2f} to {result['score_high95']:.2f}; {result['score_min']:g} to "
@@ -169,12 +176,21 @@ def _check_writable(run_dir: Path) -> None:
 
 
 def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
+    """The file that is meant, checked before anything starts; none for ``auto`` in a folder without checkpoints."""
     if asked is None:
         return None
-    path = checkpoints / f"{asked}.ckpt" if asked in ("last", "best") else Path(asked)
+    if asked in (LAST, "auto"):
+        found = newest_good(checkpoints)
+        if found is None and asked == LAST:
+            raise SettingError(
+                f"--ckpt_path: {str(checkpoints)!r} holds no checkpoint; check --run_dir, or say auto to begin where "
+                "there is none."
+            )
+        return str(found) if found is not None else None
+    path = checkpoints / "best.ckpt" if asked == "best" else Path(asked)
     if not path.is_file():
         raise SettingError(f"--ckpt_path: there is no checkpoint {str(path)!r}; check --run_dir or give a path.")
-    read_agent(path)  # refuses what is broken, or would run code, before anything starts
+    check_whole(path)
     return str(path)
 
 
@@ -187,17 +203,22 @@ def _check_unused(checkpoints: Path) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; a user's mistake ends in one line and exit status 2, a failed run in 1."""
+    """Runs the command line; the exit status is 2 after a user's mistake, 1 after a failed run and 75 when a signal
+    ended it, each with one line."""
     args = sys.argv[1:] if args is None else args
     _quieten()
     keep_freed_memory()
+    INTERRUPTION.catch_signals()
     try:
         if args[:1] and args[0] in COMMANDS:
             command = importlib.import_module(f"a2d_lightning.{args[0]}")
             getattr(command, args[0])(args[1:])
         else:
             A2DCLI(expand_overlays(args))
-    except NonFiniteError as error:
+    except Interrupted as signal:
+        print(f"interrupted by {signal}: go on with --ckpt_path last", file=sys.stderr)
+        sys.exit(INTERRUPTION.exit_status)
+    except RunFailedError as error:
         _fail(error, 1)
     except Exception as error:
         _fail(_user_mistake(error), 2)

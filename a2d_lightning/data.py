@@ -3,12 +3,12 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning as L
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from a2d_lightning.errors import SettingError
 from a2d_lightning.normalization import frozen_batch_norm_statistics
 from a2d_lightning.policy import SamplingPolicy
 from a2d_lightning.ranks import gathered
+from a2d_lightning.watchdog import Watchdog
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""
@@ -30,6 +31,14 @@ class Learner(Protocol):
     agent: nn.Module
     env_steps: int
     """Environment steps so far, over all ranks."""
+
+
+@runtime_checkable
+class BetweenRollouts(Protocol):
+    """A callback that acts where all that was done is in the state of the run: Lightning has no hook for it."""
+
+    def between_rollouts(self, trainer: Any) -> None:
+        """Called before each rollout."""
 
 
 class Rollouts:
@@ -48,6 +57,7 @@ class Rollouts:
 
     def __iter__(self) -> Iterator[TensorDict]:
         for _ in range(len(self)):
+            self.datamodule.between_rollouts()
             with frozen_batch_norm_statistics(self.agent):
                 rollout = next(self.collected)
             yield self.datamodule.for_learning(rollout)
@@ -92,6 +102,7 @@ class RolloutDataModule(L.LightningDataModule):
         noop_max: null operations at a game's start, drawn from 0 to ``noop_max - 1`` (Atari only).
         evaluation_games: full games an evaluation or a test plays.
         num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes.
+        env_timeout_seconds: a step of the environments that takes longer ends the run with an error.
         seed: fixes environments and action sampling, together with the rank.
     """
 
@@ -108,6 +119,7 @@ class RolloutDataModule(L.LightningDataModule):
         noop_max: PositiveInt = 30,
         evaluation_games: PositiveInt = 30,
         num_env_threads: NonNegativeInt = 0,
+        env_timeout_seconds: PositiveFloat = 120.0,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -130,6 +142,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.noop_max = int(noop_max)
         self.evaluation_games = evaluation_games
         self.num_env_threads = num_env_threads
+        self.env_timeout_seconds = float(env_timeout_seconds)
         self.seed = seed
         self.collector: Collector | None = None
         self._playing: tuple[GameEnv, SamplingPolicy] | None = None
@@ -143,7 +156,9 @@ class RolloutDataModule(L.LightningDataModule):
         """``num_envs`` games with this module's settings."""
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
         threads = self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks))
-        return make_env(self.game, num_envs, self.frames, seed, threads, self.noop_max)
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        watchdog = Watchdog(f"data.game: an environment of {self.game} (rank {rank})", self.env_timeout_seconds)
+        return make_env(self.game, num_envs, self.frames, seed, threads, self.noop_max, watchdog)
 
     def _num_local_ranks(self) -> int:
         return self.trainer.num_devices if self.trainer is not None else 1
@@ -199,7 +214,8 @@ class RolloutDataModule(L.LightningDataModule):
                 total_frames=-1,
                 policy_device=device,
                 env_device="cpu",
-                storing_device=device,
+                # given a device, it would look through each step's tensors
+                storing_device=None if device.type == "cpu" else device,
                 track_traj_ids=False,
                 # on a GPU the collector would yield inside its side stream
                 return_same_td=device.type == "cpu",
@@ -211,6 +227,12 @@ class RolloutDataModule(L.LightningDataModule):
             torch.set_rng_state(state["torch_generator"].cpu())
         self._playing = env, policy
         return Rollouts(self, iter(self.collector), learner.agent)
+
+    def between_rollouts(self) -> None:
+        """Tells callbacks with a method of this name that a rollout is done and the next one has not begun."""
+        for callback in cast(Any, self.trainer).callbacks:
+            if isinstance(callback, BetweenRollouts):
+                callback.between_rollouts(self.trainer)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

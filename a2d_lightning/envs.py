@@ -7,6 +7,7 @@ drawn from ``(seed, environment, number of the draw)``, with the first game that
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,9 @@ from torchrl.envs import EnvBase
 
 from a2d_lightning.errors import SettingError
 from a2d_lightning.games import atari_rom
+from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.journal import GO_ON, Journal, Reset
+from a2d_lightning.watchdog import Watchdog
 
 ATARI_FRAMES_PER_GAME = 108_000
 """30 minutes at 60 frames a second, the usual cap; a game that reaches it is truncated, not terminated."""
@@ -54,14 +57,23 @@ class GameEnv(EnvBase):
         vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_vector`.
         seed: fixes the seeds of all games to come.
         decisions_per_seed: a reset seeds an environment that has made as many decisions since it was seeded.
+        watchdog: ends the process when an emulator hangs.
     """
 
     batch_locked = True
 
-    def __init__(self, vector: gymnasium.vector.VectorEnv, seed: int, decisions_per_seed: int = 0) -> None:
+    def __init__(
+        self,
+        vector: gymnasium.vector.VectorEnv,
+        seed: int,
+        decisions_per_seed: int = 0,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         num_envs = vector.num_envs
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.vector = vector
+        self.watchdog = watchdog
+        self._watched: AbstractContextManager[None] = watchdog or nullcontext()
         self.num_actions = int(vector.single_action_space.n)  # type: ignore[attr-defined]
         self.frame_shape: tuple[int, ...] = tuple(vector.single_observation_space.shape or ())
         pixels = Unbounded((num_envs, *self.frame_shape), dtype=torch.uint8)
@@ -108,7 +120,8 @@ class GameEnv(EnvBase):
         num_envs = self.batch_size[0]
         self.journal.reset(mask, seeds)
         self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
-        pixels, info = _masked_reset(self.vector, seeds, mask)
+        with self._watched:
+            pixels, info = _masked_reset(self.vector, seeds, mask)
         index = torch.from_numpy(mask)
         self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
         if "lives" in info:
@@ -132,7 +145,8 @@ class GameEnv(EnvBase):
         # an action out of range kills ale-py's worker thread and the next call waits for ever
         if action.min() < 0 or action.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
-        pixels, reward, terminated, truncated, info = self.vector.step(action)
+        with self._watched:
+            pixels, reward, terminated, truncated, info = self.vector.step(action)
         self.journal.step(action)
         self._decisions_since_seed += 1
         rewards = torch.from_numpy(reward).float()[:, None]
@@ -155,6 +169,17 @@ class GameEnv(EnvBase):
             self.batch_size,
         )
 
+    def _step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
+        """EnvBase's own does the same with checks that cost a few percent of the emulation."""
+        after = self._step(tensordict)
+        onwards = tensordict.exclude("next")
+        tensordict.set("next", after)
+        now = after.exclude("reward")
+        ended = after["done"]
+        if ended.any():
+            now = self._reset(TensorDict({"_reset": ended}, self.batch_size)).where(ended[:, 0], now)
+        return tensordict, onwards.update(now)
+
     def game_state(self) -> dict[str, Any]:
         """Where the games are, as tensors, numbers and strings: what :meth:`restore_games` plays again."""
         return {
@@ -175,6 +200,7 @@ class GameEnv(EnvBase):
         _masked_reset(self.vector, np.full(self.batch_size[0], GO_ON), everything)  # ale-py asks for a full one first
         now = None
         for event in played.events():
+            INTERRUPTION.check()
             if isinstance(event, Reset):
                 now = self._begin(event.mask, event.seeds)
             else:
@@ -187,11 +213,21 @@ class GameEnv(EnvBase):
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Ends the emulators."""
         if not self.is_closed:
+            if self.watchdog is not None:
+                self.watchdog.close()
             self.vector.close()
         super().close(raise_if_closed=raise_if_closed)
 
 
-def make_env(game: str, num_envs: int, frames: FrameSettings, seed: int, num_threads: int, noop_max: int) -> GameEnv:
+def make_env(
+    game: str,
+    num_envs: int,
+    frames: FrameSettings,
+    seed: int,
+    num_threads: int,
+    noop_max: int,
+    watchdog: Watchdog | None = None,
+) -> GameEnv:
     """``num_envs`` games of ``game``: an Atari name, or the id of any Gymnasium environment with images and discrete
     actions, written with its version and no ``ALE/`` (``CarRacing-v3``).
 
@@ -199,8 +235,9 @@ def make_env(game: str, num_envs: int, frames: FrameSettings, seed: int, num_thr
         SettingError: an unknown game, or an environment without images or discrete actions.
     """
     if is_gymnasium_id(game):
-        return GameEnv(gymnasium_vector(game, num_envs, frames), seed)
-    return GameEnv(atari_vector(game, num_envs, frames, num_threads, noop_max), seed, ATARI_DECISIONS_PER_SEED)
+        return GameEnv(gymnasium_vector(game, num_envs, frames), seed, watchdog=watchdog)
+    vector = atari_vector(game, num_envs, frames, num_threads, noop_max)
+    return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog)
 
 
 def is_gymnasium_id(game: str) -> bool:

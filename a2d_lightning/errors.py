@@ -10,5 +10,9 @@ class SettingError(Exception):
     """
 
 
-class NonFiniteError(Exception):
-    """A loss term became NaN or infinite: names the term and the step in one line; exit status 1."""
+class RunFailedError(Exception):
+    """A run cannot go on, by no mistake of the settings: the message is one line; exit status 1."""
+
+
+class NonFiniteError(RunFailedError):
+    """A loss term became NaN or infinite: names the term, the step and the rank."""

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from a2d_lightning.envs import GameEnv
+from a2d_lightning.interruption import INTERRUPTION
 
 Act = Callable[[Tensor], Tensor]
 """pixels uint8 ``[B, stack, h, w]`` to actions int64 ``[B]``."""
@@ -24,11 +25,15 @@ def play_games(env: GameEnv, act: Act, game_seeds: Tensor) -> Tensor:
         env: ``n`` environments.
         act: the policy.
         game_seeds: int64 ``[n]``.
+
+    Raises:
+        Interrupted: the process was asked to stop.
     """
     state = env.reset(TensorDict({"game_seed": game_seeds}, env.batch_size))
     scores = torch.zeros(env.batch_size[0])
     playing = torch.ones(env.batch_size[0], dtype=torch.bool)
     while playing.any():
+        INTERRUPTION.check()
         action = torch.zeros(env.batch_size[0], dtype=torch.int64)
         action[playing] = act(state["pixels"][playing]).cpu()
         state["action"] = action

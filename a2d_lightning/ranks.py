@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -20,6 +21,15 @@ def own(everyone: list[T]) -> T | None:
     """What :func:`gathered` had of this process; none where there were more or fewer processes."""
     rank, number = (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
     return everyone[rank] if len(everyone) == number else None
+
+
+def any_rank(flags: Tensor) -> Tensor:
+    """Bool tensor: which ``flags`` (bool, on the processes' device) are set in any process; all must call it."""
+    if not _grouped():
+        return flags
+    set_anywhere = flags.float()
+    dist.all_reduce(set_anywhere, op=dist.ReduceOp.MAX)
+    return set_anywhere > 0
 
 
 def _grouped() -> bool:

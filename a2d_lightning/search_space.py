@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.errors import SettingError
 from a2d_lightning.macs import count_macs
 
@@ -180,11 +181,8 @@ class Architecture:
 
     def save(self, path: Path) -> None:
         """Writes JSON, a field a line."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         fields = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_dict().items()]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n")
-        temporary.replace(path)
+        write_atomically(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
 
     @staticmethod
     def load(path: str | Path) -> "Architecture":

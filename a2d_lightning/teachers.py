@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.errors import SettingError
 from a2d_lightning.networks import BACKBONES, ActorCritic, build_backbone
 from a2d_lightning.normalization import Normalization, with_normalization
@@ -208,8 +209,8 @@ def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
         SettingError: the folder cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in agent.state_dict().items()}))
-        path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
+        write_atomically(path, save(weights))
+        write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
     except OSError as error:
         raise SettingError(f"{path}: cannot be written ({error.strerror}); choose another --output.") from error

@@ -3,7 +3,17 @@
 from callbacks.architecture_checkpoint import ArchitectureCheckpoint
 from callbacks.flops_logging import FLOPsLogging
 from callbacks.progress import EnvStepsProgress
+from callbacks.rank_guard import RankGuard
+from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.search_guards import SearchGuards
 from callbacks.temperature_annealing import TemperatureAnnealing
 
-__all__ = ["ArchitectureCheckpoint", "EnvStepsProgress", "FLOPsLogging", "SearchGuards", "TemperatureAnnealing"]
+__all__ = [
+    "ArchitectureCheckpoint",
+    "EnvStepsProgress",
+    "FLOPsLogging",
+    "RankGuard",
+    "RunCheckpoint",
+    "SearchGuards",
+    "TemperatureAnnealing",
+]

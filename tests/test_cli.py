@@ -67,7 +67,7 @@ def run(monkeypatch, tmp_path, capsys):
             ["model.scheme", "BiLevel takes 2 rollouts", "data.env_steps_per_epoch to 40"],
         ),
         ("retrain", ["--model.architecture", "/nowhere.json"], ["model.architecture", "/nowhere.json"]),
-        ("teacher", ["--ckpt_path", "last"], ["--ckpt_path", "last.ckpt"]),
+        ("teacher", ["--ckpt_path", "last"], ["--ckpt_path", "holds no checkpoint", "auto"]),
         ("teacher", ["--ckpt_path", "/nowhere.ckpt"], ["--ckpt_path", "/nowhere.ckpt"]),
         ("teacher", ["--config", "/nowhere.yaml"], ["--config", "/nowhere.yaml"]),
         ("teacher", ["--run_dir", "/proc/run"], ["run_dir", "/proc/run"]),

@@ -41,6 +41,7 @@ def on_rank(data: RolloutDataModule, rank: int = 0, world_size: int = 1, env_ste
         global_rank=rank,
         world_size=world_size,
         num_devices=1,
+        callbacks=[],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         lightning_module=SimpleNamespace(agent=Uniform(data.num_actions), env_steps=env_steps),
     )

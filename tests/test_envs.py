@@ -11,6 +11,7 @@ from ale_py import ALEInterface, roms
 from ale_py.vector_env import AtariVectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 from toy_game import CATCH, LIVES, SIZE, STEPS, register
 
@@ -112,6 +113,29 @@ def test_specs_hold(make: MakeGame, game: str, frames: FrameSettings) -> None:
     check_env_specs(env)
     assert env.batch_size == (3,)
     assert env.reset()["pixels"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("game", "frames", "steps"), [("Breakout", FrameSettings(), 250), (CATCH, TOY_FRAMES, 30)])
+def test_steps_and_resets_are_those_of_torchrl(
+    make: MakeGame, game: str, frames: FrameSettings, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(env: GameEnv) -> tuple[list[TensorDictBase], list[TensorDictBase]]:
+        state = env.reset().set("log_prob", torch.zeros(3))  # what a policy adds goes along
+        stepped, onwards = [], []
+        for action in random_actions(steps, 3, env.num_actions):
+            state["action"] = action
+            step, state = env.step_and_maybe_reset(state)
+            stepped.append(step.clone())
+            onwards.append(state.exclude("action"))  # replaced before the next step
+        return stepped, onwards
+
+    ours = told(make(game, 3, frames))
+    monkeypatch.setattr(GameEnv, "_step_and_maybe_reset", EnvBase._step_and_maybe_reset)
+    theirs = told(make(game, 3, frames))
+    assert any(step["next", "done"].any() for step in ours[0])
+    for mine, its in zip([*ours[0], *ours[1]], [*theirs[0], *theirs[1]], strict=True):
+        assert set(mine.keys(True, True)) == set(its.keys(True, True))
+        assert (mine == its).all()
 
 
 @pytest.mark.parametrize(("game", "frames", "steps"), [("Breakout", FrameSettings(), 300), (CATCH, TOY_FRAMES, 30)])

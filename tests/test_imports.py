@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
-LEAVES = {"errors", "games", "macs"}
+LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "watchdog"}
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -84,6 +84,10 @@ def test_the_house_is_where_it_is_looked_for() -> None:
     ("name", "allowed"),
     [
         ("errors", set()),
+        ("atomic_file", set()),
+        ("interruption", set()),
+        ("watchdog", set()),
+        ("checkpoints", LEAVES | {"teachers"}),
         ("games", LEAVES),
         ("macs", LEAVES),
         ("normalization", set()),
@@ -93,6 +97,8 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("search_space", LEAVES),
         ("journal", set()),
         ("ranks", set()),
+        ("heartbeats", {"ranks"}),
+        ("finite", LEAVES | {"ranks"}),
         ("envs", LEAVES | {"journal"}),
         ("networks", LEAVES | {"search_space"}),
         ("sampling", LEAVES | {"search_space"}),

@@ -8,6 +8,7 @@ import torch
 from toy_game import CATCH, register
 
 from a2d_lightning.cli import main
+from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 
 register()
@@ -101,36 +102,88 @@ def test_the_learning_rate_goes_on_where_it_stood(tmp_path):
     assert rates == pytest.approx(expected, rel=1e-5)
 
 
-def metrics_after(run_dir: Path, step: int) -> list[dict[str, str]]:
-    with open(run_dir / "metrics.csv") as file:
-        rows = [row for row in csv.DictReader(file) if float(row["step"]) > step]
-    return [{k: v for k, v in row.items() if v and k not in ("epoch", "progress/env_steps_per_second")} for row in rows]
+def metrics(run_dir: Path) -> list[dict[str, str]]:
+    """Rows of all the times that a run was started, without what depends on time."""
+    rows = []
+    for name in ("metrics-0.csv", "metrics-1.csv", "metrics.csv"):
+        if (run_dir / name).exists():
+            with open(run_dir / name) as file:
+                rows += list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if v and k != "progress/env_steps_per_second"} for row in rows]
 
 
 # games of 11 steps, so that some end before the run is stopped
-CATCH_ARGS = ["--data.game", CATCH, "--data.frames.skip", "1"]
+CATCH_ARGS = ["--data.game", CATCH, "--data.frames.skip", "1", "--trainer.limit_val_batches", "1"]
 BI_LEVEL = ["--model.scheme", "BiLevel"]
 PPO_ARGS = ["--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
+EVALUATED = ["--trainer.limit_val_batches", "1", "--data.env_steps_per_epoch", "200", "--model.score_derived", "true"]
 
 
 @pytest.mark.parametrize(
-    ("stage", "args"),
-    [("teacher", CATCH_ARGS), ("teacher", PPO_ARGS), ("search", []), ("search", BI_LEVEL), ("retrain", PPO_ARGS)],
-    ids=["teacher-catch", "teacher-ppo", "search", "search-bilevel", "retrain-ppo"],
+    ("stage", "args", "stops"),
+    [
+        ("teacher", CATCH_ARGS, [20, 260]),
+        ("teacher", PPO_ARGS, [140]),
+        ("search", [], [100]),
+        ("search", BI_LEVEL, [140, 300]),
+        ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140]),
+        ("retrain", PPO_ARGS, [280]),
+    ],
+    ids=["teacher-catch", "teacher-ppo", "search", "search-bilevel", "search-evaluated", "retrain-ppo"],
 )
-def test_a_resumed_run_is_the_run_that_was_never_stopped_to_the_last_bit(stage, args, tmp_path, small_architecture):
+def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_the_last_bit(
+    stage, args, stops, tmp_path, small_architecture, monkeypatch
+):
     args = [*args, *([f"--model.architecture={small_architecture}"] if stage == "retrain" else [])]
     fit(stage, tmp_path / "whole", 400, *args)
-    # one epoch has five rollouts: bi-level is stopped with a rollout in hand
-    fit(stage, tmp_path / "parts", 400, *args, "--trainer.max_epochs", "1")
+    real = ActorCriticModule.training_step
+
+    def asked_to_stop(self, rollout, batch_idx):
+        real(self, rollout, batch_idx)
+        if self.env_steps in stops:
+            monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+
+    monkeypatch.setattr(ActorCriticModule, "training_step", asked_to_stop)
+    for _ in stops:
+        with pytest.raises(SystemExit) as stopped:
+            fit(stage, tmp_path / "parts", 400, *args, "--ckpt_path", "auto")
+        assert stopped.value.code == INTERRUPTED
+        monkeypatch.setattr(INTERRUPTION, "asked_by", "")
     fit(stage, tmp_path / "parts", 400, *args, "--ckpt_path", "last")
     whole, parts = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
     )
     assert parts["env_steps"] == 400
-    for name in whole.keys() - {"loops", "callbacks"}:
+    for name in whole.keys() - {"callbacks"}:
         assert same(whole[name], parts[name]), name
-    assert metrics_after(tmp_path / "parts", 100) == metrics_after(tmp_path / "whole", 100)
+    for name, state in whole["callbacks"].items():
+        if not name.startswith("ModelCheckpoint"):  # has the folder in it
+            assert same(state, parts["callbacks"][name]), name
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resumed(tmp_path, monkeypatch):
+    args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
+    fit("teacher", tmp_path / "whole", 400, *args)
+    real = ActorCriticModule.validation_step
+
+    def asked_to_stop(self, seeds, batch_idx):
+        monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+        real(self, seeds, batch_idx)
+
+    monkeypatch.setattr(ActorCriticModule, "validation_step", asked_to_stop)
+    with pytest.raises(SystemExit):
+        fit("teacher", tmp_path / "parts", 400, *args)
+    assert not any("val/score" in row for row in metrics(tmp_path / "parts"))
+    monkeypatch.setattr(INTERRUPTION, "asked_by", "")
+    monkeypatch.setattr(ActorCriticModule, "validation_step", real)
+    fit("teacher", tmp_path / "parts", 400, *args, "--ckpt_path", "last")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    for name in whole.keys() - {"callbacks"}:
+        assert same(whole[name], parts[name]), name
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
 def test_games_begin_anew_where_settings_of_the_environments_changed(monkeypatch, tmp_path, caplog):

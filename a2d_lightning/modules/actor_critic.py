@@ -3,13 +3,15 @@
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,6 +21,7 @@ from a2d_lightning.advantages import AdvantageEstimator, TDError
 from a2d_lightning.algorithms import A2C, Algorithm, Minibatch, joint_forward
 from a2d_lightning.distillation import DistillationMode, distillation_terms, trains_critic
 from a2d_lightning.errors import NonFiniteError, SettingError
+from a2d_lightning.finite import check_finite, keep_rollout
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
@@ -63,6 +66,7 @@ class ActorCriticModule(EvaluatedModule):
         agent_frame_size: height and width of the agent's own frames, where the data's are a multiple (for a teacher
             that needs larger ones); the data's if absent.
         evaluation_actions: sampled (as trained) or greedy, in evaluations and tests.
+        on_nan: what to do about a loss or gradient that is not finite: stop the run, or skip the update and count it.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class ActorCriticModule(EvaluatedModule):
         normalization: Normalization = "batch",
         agent_frame_size: int | None = None,
         evaluation_actions: ActionChoice = "sampled",
+        on_nan: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -119,7 +124,9 @@ class ActorCriticModule(EvaluatedModule):
                 f"model.teacher: distillation {distillation!r} needs a teacher; name one, or set "
                 "--model.distillation none."
             )
+        self.on_nan = on_nan
         self.weight_updates = 0
+        self.skipped_updates = 0
         self._learning_rates: list[float] = []
         # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
         self._teacher: tuple[FrozenTeacher, ...] = ()
@@ -204,7 +211,10 @@ class ActorCriticModule(EvaluatedModule):
     def training_step(self, rollout: TensorDict, batch_idx: int) -> None:
         """Learns from one rollout ``[num_envs, T]`` that the agent has just collected."""
         self._set_learning_rate()
-        metrics = self.learn(rollout)
+        try:
+            metrics = self.learn(rollout)
+        except NonFiniteError as error:
+            metrics = self._without(rollout, error)
         move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
         self._log_training(metrics)
@@ -215,6 +225,17 @@ class ActorCriticModule(EvaluatedModule):
         for total, found in self.losses(rollout, self.agent):
             metrics |= found | self.step_weights(total)
         return metrics
+
+    def _without(self, rollout: TensorDict, error: NonFiniteError) -> Metrics:
+        """Keeps what led to ``error`` in the run's folder, and goes on without the update if ``on_nan`` says so."""
+        path = Path(self.trainer.default_root_dir) / f"nonfinite-step{self.env_steps}-rank{self.global_rank}.pt"
+        keep_rollout(rollout, error, path)
+        if self.on_nan == "stop":
+            raise NonFiniteError(f"{error}; the rollout is kept in {path}") from error
+        self.skipped_updates += 1
+        rank_zero_info(f"warning: {error}; this update is skipped, the rollout kept in {path}")
+        self.zeroed_optimizers()
+        return {}
 
     def losses(self, rollout: TensorDict, student: torch.nn.Module) -> Iterator[tuple[Tensor, Metrics]]:
         """Eq. 8 of each minibatch of a rollout, computed when it is asked for, and what is worth logging.
@@ -242,7 +263,7 @@ class ActorCriticModule(EvaluatedModule):
                     teacher_logits.flatten(0, 1)[batch.rows],
                     teacher_value.flatten()[batch.rows],
                 )
-            self._check_finite(terms)
+            check_finite(terms, self.env_steps)
             total = losses.total_loss(terms, coefficients)
             metrics |= {f"loss/{name}": term.detach() for name, term in terms.items()}
             metrics["loss/total"] = total.detach()
@@ -279,7 +300,7 @@ class ActorCriticModule(EvaluatedModule):
         """Clips theta's gradient to ``gradient_clip_norm`` and takes the step; returns the norm that it had."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(weights, self.gradient_clip_norm)
-        self._check_finite({"gradient": norm})
+        check_finite({"gradient": norm}, self.env_steps)
         optimizer.step()
         self.weight_updates += 1
         return {"gradient/weights_norm": norm}
@@ -301,22 +322,14 @@ class ActorCriticModule(EvaluatedModule):
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._learning_rates, strict=True):
             group["lr"] = rate * factor
 
-    def _check_finite(self, terms: dict[str, Tensor]) -> None:
-        if torch.isfinite(torch.stack([term.detach() for term in terms.values()])).all():
-            return
-        wrong = {name: float(term.detach()) for name, term in terms.items() if not torch.isfinite(term)}
-        raise NonFiniteError(
-            f"{', '.join(f'{name} is {value}' for name, value in wrong.items())} before the update at environment step "
-            f"{self.env_steps:,} (rank {self.global_rank}); checkpoints are as they were: lower the learning rate and "
-            "go on with --ckpt_path last."
-        )
-
     def _count(self, rollout: TensorDict) -> None:
         self.env_steps += rollout.numel() * self.trainer.world_size
         self.recent_game_scores.extend(rollout["next", "game_score"][rollout["next", "game_over"]].tolist())
 
     def _log_training(self, metrics: Metrics) -> None:
         metrics["weight_updates"] = float(self.weight_updates)
+        if self.skipped_updates:
+            metrics["skipped_updates"] = float(self.skipped_updates)
         metrics["learning_rate"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.recent_game_scores:
             metrics["train/recent_game_score"] = fmean(self.recent_game_scores)
@@ -333,6 +346,7 @@ class ActorCriticModule(EvaluatedModule):
         """Adds the clock and the agent's card: plain values, for ``weights_only`` loading."""
         checkpoint["env_steps"] = self.env_steps
         checkpoint["weight_updates"] = self.weight_updates
+        checkpoint["skipped_updates"] = self.skipped_updates
         checkpoint["agent_card"] = self.card().to_dict()
         checkpoint["recent_game_scores"] = list(self.recent_game_scores)
 
@@ -354,6 +368,7 @@ class ActorCriticModule(EvaluatedModule):
                 )
         self.env_steps = checkpoint["env_steps"]
         self.weight_updates = checkpoint["weight_updates"]
+        self.skipped_updates = checkpoint.get("skipped_updates", 0)
         self.recent_game_scores.extend(checkpoint.get("recent_game_scores", []))
 
 

@@ -14,6 +14,7 @@ from torchmetrics import CatMetric
 from a2d_lightning.budget import MacsBudget, check_budget
 from a2d_lightning.costs import CostEstimator, cost_of
 from a2d_lightning.errors import SettingError
+from a2d_lightning.finite import check_finite
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
 from a2d_lightning.networks import ActorCritic, make_backbone
@@ -214,7 +215,7 @@ class SearchModule(ActorCriticModule):
         cost = cost_of(supernet, self.cost, table)
         (of_cost,) = torch.autograd.grad(cost, supernet.alpha_logits)
         of_reward = cast(Tensor, supernet.alpha_logits.grad)
-        self._check_finite({"gradient of alpha": of_reward.norm()})
+        check_finite({"gradient of alpha": of_reward.norm()}, self.env_steps)
         if self.budget is not None:
             self.lambda_cost = self.budget.lambda_cost(of_reward, of_cost)
         metrics: Metrics = {
@@ -294,9 +295,10 @@ class SearchModule(ActorCriticModule):
         return self.agent_card("supernet", {"plan": asdict(self.supernet.plan)})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the states of the Gumbel draws and of the budget, and rollouts that the scheme waits with."""
+        """Adds the states of the Gumbel draws and of the budget, and the rollouts that are still needed."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["waiting_rollouts"] = gathered([drawn.to_dict() for drawn in self._waiting])
+        checkpoint["recent_frames"] = gathered([frames.cpu() for frames in self._recent_frames])
         checkpoint["gumbel_generator"] = self.gumbel_generator.get_state()
         if self.budget is not None:
             checkpoint["budget"] = self.budget.state_dict()
@@ -308,4 +310,6 @@ class SearchModule(ActorCriticModule):
         if self.budget is not None and "budget" in checkpoint:
             self.budget.load_state_dict(checkpoint["budget"])
         waiting = own(checkpoint.get("waiting_rollouts", [])) or []
+        frames = own(checkpoint.get("recent_frames", [])) or []
+        self._recent_frames.extend(frame.to(self.device) for frame in frames)
         self._waiting = [DrawnRollout.from_dict(drawn, self.device) for drawn in waiting]

@@ -1,0 +1,88 @@
+"""Checkpoints that survive: written whole or not at all, checked before they are used, the ones before kept."""
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from a2d_lightning.atomic_file import write_atomically
+from a2d_lightning.errors import SettingError
+from a2d_lightning.teachers import read_agent
+
+LAST = "last"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's file format, written atomically; a save that fails leaves the old file and lets training go on.
+
+    Lightning's own writes into ``$TMPDIR`` and copies from there: a kill in the middle loses the new file and the old.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """See the class; remote paths (``s3://...``) are Lightning's."""
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            write_atomically(Path(path), content.getbuffer())
+        except OSError as error:
+            rank_zero_info(
+                f"warning: {path} could not be written ({error.strerror}); training goes on, and what was saved before "
+                "is as it was"
+            )
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Tensors and plain values only, whatever is asked for: nothing in the file is run."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
+
+
+def kept(folder: Path) -> list[Path]:
+    """``last.ckpt`` and those that were it before, ``last-1.ckpt`` and so on, newest first."""
+    older = [path for path in folder.glob(f"{LAST}-*.ckpt") if path.stem.removeprefix(f"{LAST}-").isdigit()]
+    older.sort(key=lambda path: int(path.stem.removeprefix(f"{LAST}-")))
+    return [path for path in (folder / f"{LAST}.ckpt", *older) if path.is_file()]
+
+
+def newest_good(folder: Path) -> Path | None:
+    """The newest of :func:`kept` that is whole; says what is wrong with those before it. None where none was saved.
+
+    Raises:
+        SettingError: there are some, and all are damaged.
+    """
+    found = kept(folder)
+    for path in found:
+        try:
+            check_whole(path)
+        except SettingError as error:
+            rank_zero_info(f"warning: {error}")
+        else:
+            if path != found[0]:
+                rank_zero_info(f"going on from {path}, saved before it")
+            return path
+    if found:
+        raise SettingError(f"--ckpt_path: every checkpoint in {str(folder)!r} is damaged; name another.")
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Whether the file is a checkpoint of ours, every byte of it as it was written.
+
+    Raises:
+        SettingError: it is torn, altered, or something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            altered = archive.testzip()  # torch itself skips the check sums
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise SettingError(f"{path}: is torn or no checkpoint ({error}); take an earlier one.") from error
+    if altered is not None:
+        raise SettingError(f"{path}: is damaged ({altered} is not as it was written); take an earlier one.")
+    read_agent(path)

@@ -1,0 +1,76 @@
+"""Several processes that stay one run: none goes on without the others, and their weights are the same."""
+
+import hashlib
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+
+from a2d_lightning.errors import RunFailedError, SettingError
+from a2d_lightning.heartbeats import Heartbeats
+from a2d_lightning.interruption import Interrupted
+from a2d_lightning.ranks import gathered
+
+
+class RankGuard(L.Callback):
+    """Ends all processes when one is gone, with a line that names its rank; compares their parameters now and then.
+
+    Does nothing in a run of one process.
+
+    Args:
+        timeout_seconds: silence after which a process is taken for gone.
+        compare_every_rollouts: weights and alpha are compared bit for bit.
+    """
+
+    def __init__(self, timeout_seconds: float = 30.0, compare_every_rollouts: int = 100) -> None:
+        if timeout_seconds < 2 or compare_every_rollouts < 1:
+            raise SettingError(
+                f"RankGuard: timeout_seconds {timeout_seconds} must be 2 at least and compare_every_rollouts "
+                f"{compare_every_rollouts} 1 at least."
+            )
+        self.timeout_seconds = timeout_seconds
+        self.compare_every_rollouts = compare_every_rollouts
+        self._heartbeats: Heartbeats | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins to listen."""
+        if trainer.world_size > 1:
+            self._heartbeats = Heartbeats(self.timeout_seconds)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
+        """Compares at the interval.
+
+        Raises:
+            RunFailedError: a process has other parameters than the first one.
+        """
+        rollouts = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.world_size > 1 and rollouts % self.compare_every_rollouts == 0:
+            hashes = gathered(_hash_of_parameters(pl_module))
+            others = [str(rank) for rank, its in enumerate(hashes) if its != hashes[0]]
+            if others:
+                raise RunFailedError(
+                    f"the parameters of rank {', '.join(others)} differ from those of rank 0 after {rollouts:,} "
+                    "rollouts: a gradient was not shared; go on with --ckpt_path last, which holds rank 0's."
+                )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listens no more once all are done."""
+        if self._heartbeats is not None:
+            dist.barrier()
+            self._heartbeats.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Tells the others what happened here; all of them stop together where the run was asked to."""
+        if self._heartbeats is None:
+            return
+        if isinstance(exception, Interrupted | RunFailedError):
+            self._heartbeats.stop()
+        else:
+            self._heartbeats.fail(f"{type(exception).__name__}: {str(exception).partition(chr(10))[0]}")
+
+
+def _hash_of_parameters(module: L.LightningModule) -> str:
+    digest = hashlib.sha256()
+    for parameter in module.parameters():
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
