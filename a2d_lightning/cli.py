@@ -1,5 +1,6 @@
 """The command line: LightningCLI with the links between data and model, run folders, and one-line errors."""
 
+import errno
 import importlib
 import inspect
 import json
@@ -22,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, check_whole, newest_good
+from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, newest_good
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
@@ -31,6 +32,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import count_parameters
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
+from a2d_lightning.teachers import read_agent
 
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
@@ -190,7 +192,7 @@ def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
     path = checkpoints / "best.ckpt" if asked == "best" else Path(asked)
     if not path.is_file():
         raise SettingError(f"--ckpt_path: there is no checkpoint {str(path)!r}; check --run_dir or give a path.")
-    check_whole(path)
+    read_agent(path)  # refuses what is damaged, or would run code, before anything starts
     return str(path)
 
 
@@ -216,12 +218,20 @@ def main(args: list[str] | None = None) -> None:
         else:
             A2DCLI(expand_overlays(args))
     except Interrupted as signal:
-        print(f"interrupted by {signal}: go on with --ckpt_path last", file=sys.stderr)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"interrupted by {signal}: go on with --ckpt_path last", file=sys.stderr)
         sys.exit(INTERRUPTION.exit_status)
     except RunFailedError as error:
         _fail(error, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _fail(_user_mistake(error), 2)
+        where = error.filename or "run_dir"
+        _fail(RunFailedError(f"{where}: {error.strerror}; make room and go on with --ckpt_path last."), 1)
     except Exception as error:
         _fail(_user_mistake(error), 2)
+    finally:
+        INTERRUPTION.leave_signals()
 
 
 def _quieten() -> None:

@@ -1,9 +1,9 @@
 """Feeds Lightning with on-policy rollouts: owns the environments, TorchRL's collector, and the lists of test games."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -14,12 +14,15 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 
+from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game, make_env
 from a2d_lightning.errors import SettingError
 from a2d_lightning.normalization import frozen_batch_norm_statistics
 from a2d_lightning.policy import SamplingPolicy
 from a2d_lightning.ranks import gathered
 from a2d_lightning.watchdog import Watchdog
+
+T = TypeVar("T")
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""
@@ -202,9 +205,9 @@ class RolloutDataModule(L.LightningDataModule):
         seed = _derived_seed(self.seed, trainer.global_rank, learner.env_steps)
         env = self.make_env(self.num_envs, seed)
         policy = SamplingPolicy(learner.agent, seed, device)
-        state = self._state_to_resume(trainer.global_rank)
+        state = _restored(lambda: self._state_to_resume(trainer.global_rank, device))
         if state:
-            env.restore_games(state["games"])
+            _restored(lambda: env.restore_games(state["games"]))
         # the collector tries its policy once when it is built
         with frozen_batch_norm_statistics(learner.agent):
             self.collector = Collector(
@@ -223,8 +226,8 @@ class RolloutDataModule(L.LightningDataModule):
                 auto_register_policy_transforms=False,
             )
         if state:  # the collector has drawn an action
-            policy.generator.set_state(state["policy_generator"].cpu())
-            torch.set_rng_state(state["torch_generator"].cpu())
+            _restored(lambda: policy.generator.set_state(state["policy_generator"].cpu()))
+            _restored(lambda: torch.set_rng_state(state["torch_generator"].cpu()))
         self._playing = env, policy
         return Rollouts(self, iter(self.collector), learner.agent)
 
@@ -246,7 +249,11 @@ class RolloutDataModule(L.LightningDataModule):
             "policy_generator": policy.generator.get_state(),
             "torch_generator": torch.get_rng_state(),
         }
-        return {"settings": self._settings_of_games(), "processes": gathered(mine)}
+        return {
+            "settings": self._settings_of_games(),
+            "circumstances": circumstances(policy.generator.device),
+            "processes": gathered(mine),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps it until the environments are built."""
@@ -260,21 +267,20 @@ class RolloutDataModule(L.LightningDataModule):
             "data.noop_max": self.noop_max,
             **{f"data.frames.{name}": value for name, value in asdict(self.frames).items()},
             "number of processes": self.trainer.world_size if self.trainer is not None else 1,
+            "kind of device": self.trainer.strategy.root_device.type if self.trainer is not None else "cpu",
         }
 
-    def _state_to_resume(self, rank: int) -> dict[str, Any]:
+    def _state_to_resume(self, rank: int, device: torch.device) -> dict[str, Any]:
         saved, self._saved = self._saved, {}
         if not saved:
             return {}
-        now = self._settings_of_games()
-        changed = [
-            f"{name} was {was} and is {now.get(name)}"
-            for name, was in saved["settings"].items()
-            if was != now.get(name)
-        ]
-        if changed:
+        if changed := changes(saved["settings"], self._settings_of_games()):
             rank_zero_info(f"games and random numbers begin anew, since {', '.join(changed)}")
             return {}
+        if changed := changes(saved["circumstances"], circumstances(device)):
+            rank_zero_info(f"what follows may differ in the last bits, since {', '.join(changed)}")
+        elif device.type != "cpu":
+            rank_zero_info("what follows may differ in the last bits, since not all kernels of a GPU add in one order")
         mine = cast(dict[str, Any], saved["processes"][rank])
         rank_zero_info(f"playing the last {len(mine['games']['journal']['actions']):,} steps of the games again")
         return mine
@@ -331,6 +337,16 @@ class RolloutDataModule(L.LightningDataModule):
             self.collector.shutdown()
             self.collector = None
             self._playing = None
+
+
+def _restored(restore: Callable[[], T]) -> T:
+    try:
+        return restore()
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise SettingError(
+            f"ckpt_path: where the games were cannot be restored ({type(error).__name__}: {error}); take another "
+            "checkpoint."
+        ) from error
 
 
 def _derived_seed(*parts: int) -> int:

@@ -6,8 +6,8 @@ drawn from ``(seed, environment, number of the draw)``, with the first game that
 :data:`ATARI_DECISIONS_PER_SEED` decisions after the last.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedContinuous
 from torchrl.envs import EnvBase
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.games import atari_rom
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.journal import GO_ON, Journal, Reset
@@ -73,7 +73,6 @@ class GameEnv(EnvBase):
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.vector = vector
         self.watchdog = watchdog
-        self._watched: AbstractContextManager[None] = watchdog or nullcontext()
         self.num_actions = int(vector.single_action_space.n)  # type: ignore[attr-defined]
         self.frame_shape: tuple[int, ...] = tuple(vector.single_observation_space.shape or ())
         pixels = Unbounded((num_envs, *self.frame_shape), dtype=torch.uint8)
@@ -120,7 +119,7 @@ class GameEnv(EnvBase):
         num_envs = self.batch_size[0]
         self.journal.reset(mask, seeds)
         self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
-        with self._watched:
+        with self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
         index = torch.from_numpy(mask)
         self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
@@ -145,7 +144,7 @@ class GameEnv(EnvBase):
         # an action out of range kills ale-py's worker thread and the next call waits for ever
         if action.min() < 0 or action.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
-        with self._watched:
+        with self._emulating():
             pixels, reward, terminated, truncated, info = self.vector.step(action)
         self.journal.step(action)
         self._decisions_since_seed += 1
@@ -168,6 +167,16 @@ class GameEnv(EnvBase):
             },
             self.batch_size,
         )
+
+    @contextmanager
+    def _emulating(self) -> Iterator[None]:
+        """An environment that fails or hangs ends the run with a line that names it."""
+        what = self.watchdog.what if self.watchdog is not None else "an environment"
+        with self.watchdog or nullcontext():
+            try:
+                yield
+            except Exception as error:
+                raise RunFailedError(f"{what} failed: {type(error).__name__}: {error}") from error
 
     def _step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
         """EnvBase's own does the same with checks that cost a few percent of the emulation."""
@@ -192,8 +201,15 @@ class GameEnv(EnvBase):
 
         Args:
             state: of :meth:`game_state`. Its actions are played again: seconds for each thousand steps.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such state.
         """
         played = Journal.from_state_dict(state["journal"])
+        if len(played.seeded_at) != self.batch_size[0] or any(
+            (actions < 0).any() or (actions >= self.num_actions).any() for actions in played.actions
+        ):
+            raise ValueError("its actions are not of these environments")
         self.journal = Journal(self.batch_size[0])
         self.journal.first_step = played.first_step
         everything = np.ones(self.batch_size[0], dtype=np.bool_)

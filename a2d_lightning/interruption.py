@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 INTERRUPTED = 75
 """Exit status of an interrupted run (``EX_TEMPFAIL`` of sysexits.h: try again)."""
@@ -43,6 +44,7 @@ class Interruption:
         self.heard: Callable[[int], None] | None = None
         """Told of the first signal, from the thread."""
         self._ears: socket.socket | None = None
+        self._handlers: dict[int, Any] = {}
 
     def catch_signals(self) -> None:
         """Notes signals from now on, in place of whoever handled them; only the main thread can."""
@@ -54,7 +56,14 @@ class Interruption:
             signal.set_wakeup_fd(mouth.detach(), warn_on_full_buffer=False)
             threading.Thread(target=self._listen, args=[self._ears], daemon=True, name="signals").start()
         for signum in SIGNALS:
-            signal.signal(signum, lambda *_: None)
+            handler = signal.signal(signum, _do_nothing)
+            self._handlers.setdefault(signum, handler)
+
+    def leave_signals(self) -> None:
+        """Gives signals back to whoever handled them."""
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
 
     def check(self) -> None:
         """Stops here if the process was asked to.
@@ -86,6 +95,10 @@ class Interruption:
         print(f"interrupted by {self.asked_by}: what was under way took too long and was dropped", file=sys.stderr)
         sys.stderr.flush()
         os._exit(self.exit_status)
+
+
+def _do_nothing(*_: Any) -> None:
+    """The thread hears of the signal by other means."""
 
 
 INTERRUPTION = Interruption()

@@ -90,8 +90,24 @@ class Journal:
 
     @staticmethod
     def from_state_dict(state: dict[str, Any]) -> "Journal":
-        """The inverse of :meth:`state_dict`."""
-        journal = Journal(len(state["seeded_at"]))
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such state.
+        """
+        number, num_envs = len(state["reset_steps"]), len(state["seeded_at"])
+        for name, dtype, shape in (
+            ("seeded_at", torch.int64, [num_envs]),
+            ("actions", torch.int32, [len(state["actions"]), num_envs]),
+            ("reset_steps", torch.int64, [number]),
+            ("reset_masks", torch.bool, [number, num_envs]),
+            ("reset_seeds", torch.int64, [number, num_envs]),
+        ):
+            if state[name].dtype != dtype or list(state[name].shape) != shape:
+                raise ValueError(f"{name} is {state[name].dtype} {list(state[name].shape)}, not {dtype} {shape}")
+        if (state["reset_seeds"] < GO_ON).any() or state["first_step"] < 0:
+            raise ValueError("seeds and steps are not negative")
+        journal = Journal(num_envs)
         journal.first_step = state["first_step"]
         journal.seeded_at = state["seeded_at"].numpy().copy()
         journal.actions.extend(state["actions"].numpy())

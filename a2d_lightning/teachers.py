@@ -3,8 +3,11 @@
 Nothing here runs code from a file: safetensors holds tensors only, checkpoints load with ``weights_only``.
 """
 
+import hashlib
 import json
 import pickle
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -171,7 +174,9 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
         if path.suffix == ".safetensors":
             weights = load_file(path)
             content = json.loads(path.with_suffix(".json").read_text())
+            _check_hash(path, content)
         else:
+            _check_sums(path)
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict", {}), dict):
                 raise SettingError(f"{path}: holds no agent; it was not written by a2d_lightning.")
@@ -188,6 +193,24 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
     if not isinstance(content, dict):
         raise SettingError(f"{path}: holds no agent card; it was not written by a2d_lightning.")
     return AgentCard.from_dict(content, str(path)), weights
+
+
+def _check_sums(path: Path) -> None:
+    """Every record of a checkpoint against its check sum, which torch itself skips."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            altered = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise SettingError(f"{path}: is torn or no checkpoint ({error}); take an earlier one.") from error
+    if altered is not None:
+        raise SettingError(f"{path}: is damaged ({altered} is not as it was written); take an earlier one.")
+
+
+def _check_hash(path: Path, card: Any) -> None:
+    """The weights against the card; cards of before have no hash."""
+    expected = card.get("weights_sha256") if isinstance(card, dict) else None
+    if expected is not None and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise SettingError(f"{path}: is damaged, or its card {path.with_suffix('.json').name} is another file's.")
 
 
 def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) -> None:
@@ -209,8 +232,9 @@ def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
         SettingError: the folder cannot be written.
     """
     try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()}
-        write_atomically(path, save(weights))
+        weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()})
+        card = {**card, "weights_sha256": hashlib.sha256(weights).hexdigest()}
+        write_atomically(path, weights)
         write_atomically(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
     except OSError as error:
         raise SettingError(f"{path}: cannot be written ({error.strerror}); choose another --output.") from error

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from a2d_lightning.checkpoints import LAST
-from a2d_lightning.errors import SettingError
+from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
 from a2d_lightning.ranks import any_rank
 
@@ -21,36 +21,44 @@ SLOW_SECONDS = 4.0
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt``, and as ``last-1.ckpt``, ``last-2.ckpt`` what it was before.
+    """Keeps ``checkpoints/last.ckpt``, as ``last-1.ckpt``, ``last-2.ckpt`` what it was before, and ``best.ckpt``.
 
-    It saves every ``every_minutes``, before and after each evaluation, at the end, and when the run is asked to stop by
-    SIGTERM, SIGINT (Ctrl-C) or SIGUSR1. A run resumed from any of them is the run that was never stopped.
+    The best is of the evaluation with the highest score. The last is saved every ``every_minutes``, before and after
+    each evaluation, at the end, and when the run is asked to stop by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1. A run
+    resumed from any of them is the run that was never stopped.
+
+    Own code: Lightning's ModelCheckpoint cannot save between two rollouts, keeps no earlier state of a file, and
+    deletes what a checkpoint's content tells it to.
 
     Args:
         every_minutes: between two saves.
         keep: how many are kept.
+        monitor: the score.
     """
 
-    def __init__(self, every_minutes: float = 10.0, keep: int = 3) -> None:
+    def __init__(self, every_minutes: float = 10.0, keep: int = 3, monitor: str = "val/score") -> None:
         if every_minutes < 0 or keep < 1:
             raise SettingError(
                 f"RunCheckpoint: every_minutes {every_minutes} must not be negative, and keep {keep} be 1 at least."
             )
         self.every_minutes = every_minutes
         self.keep = keep
+        self.monitor = monitor
+        self.best_score = float("-inf")
         self._evaluated = self._evaluating = False
         self._saved_at = self._rollout_began_at = 0.0
 
-    def on_fit_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        """Hears of signals in place of Lightning, and tells the processes that Lightning started."""
-        INTERRUPTION.catch_signals()
-        if trainer.strategy.launcher is not None:
-            INTERRUPTION.heard = trainer.strategy.launcher.kill
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock."""
+    def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+        """Starts the clock; hears of signals in place of Lightning, and tells the processes that Lightning started."""
         self._saved_at = self._rollout_began_at = time.monotonic()
         self._evaluated = False
+        INTERRUPTION.catch_signals()  # Lightning has put its own handlers in place by now
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if environment is not None and not environment.creates_processes_externally:
+            INTERRUPTION.heard = trainer.strategy.launcher.kill
+            if trainer.local_rank > 0:
+                # with another status Lightning would kill the first process, whose status the scheduler sees
+                INTERRUPTION.exit_status = 0
 
     def between_rollouts(self, trainer: L.Trainer) -> None:
         """Saves if it is time; called by the data when a rollout is done and the next one has not begun.
@@ -74,18 +82,40 @@ class RunCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves before games are played, which can take minutes."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            INTERRUPTION.check()
             self._evaluating = True
             self._save(trainer)
             self._evaluating = False
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Saves the best so far."""
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise SettingError(
+                f"RunCheckpoint: monitor {self.monitor!r} is not among what evaluations log; take val/score, or in a "
+                "search val/derived_score."
+            )
+        score = float(trainer.callback_metrics[self.monitor])
+        if score > self.best_score:
+            self.best_score = score
+            with INTERRUPTION.saving:
+                trainer.save_checkpoint(self._folder(trainer) / "best.ckpt")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Has the state after the evaluation saved, as soon as the next rollout is asked for."""
         self._evaluated = True
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves what the run came to."""
-        self._save(trainer)
+        """Saves what the run came to.
+
+        Raises:
+            RunFailedError: it could not be written.
+        """
+        if not self._save(trainer):
+            raise RunFailedError(
+                f"{self._folder(trainer)}: the end of the run could not be saved; make room and go on with --ckpt_path "
+                "last."
+            )
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Has a run that is resumed before an evaluation play it: to Lightning, one that had begun."""
@@ -93,17 +123,32 @@ class RunCheckpoint(Checkpoint):
             games = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
             games |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
-    def _save(self, trainer: L.Trainer) -> None:
-        folder = Path(trainer.default_root_dir) / "checkpoints"
+    def state_dict(self) -> dict[str, Any]:
+        """The best score, for a resumed run."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best score."""
+        self.best_score = state_dict["best_score"]
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        return Path(trainer.default_root_dir) / "checkpoints"
+
+    def _save(self, trainer: L.Trainer) -> bool:
+        folder = self._folder(trainer)
         new = folder / "next.ckpt"
         with INTERRUPTION.saving:
             for logger in trainer.loggers:
                 logger.save()  # what is resumed later must find the metrics up to here
+            if trainer.is_global_zero:
+                new.unlink(missing_ok=True)  # of a save that was cut short
             trainer.save_checkpoint(new)
-            if trainer.is_global_zero and new.is_file():  # a disk that is full keeps the old ones
+            saved = not trainer.is_global_zero or new.is_file()
+            if trainer.is_global_zero and saved:  # a disk that is full keeps the old ones
                 names = [f"{LAST}.ckpt", *(f"{LAST}-{age}.ckpt" for age in range(1, self.keep))]
                 for newer, older in reversed(list(itertools.pairwise(names))):
                     if (folder / newer).is_file():
                         os.replace(folder / newer, folder / older)
                 os.replace(new, folder / names[0])
         self._saved_at = time.monotonic()
+        return saved

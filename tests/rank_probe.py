@@ -40,3 +40,20 @@ class RankProbe(L.Callback):
         scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         path = Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.json"
         path.write_text(json.dumps({"rows": self.rows, "scores": scores, "scored_buffers": self.scored_buffers}))
+
+
+class OddRank(L.Callback):
+    """Moves a weight of rank 1 alone, once."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_rank == 1 and batch_idx == 2:
+            weight = next(iter(pl_module.parameters())).data
+            weight[(0,) * weight.ndim] += 1e-6
+
+
+class PoisonRank(L.Callback):
+    """Rewards of NaN in the third rollout of rank 1."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and batch_idx == 2:
+            batch["next", "reward"].fill_(float("nan"))

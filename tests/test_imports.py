@@ -97,6 +97,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("search_space", LEAVES),
         ("journal", set()),
         ("ranks", set()),
+        ("circumstances", set()),
         ("heartbeats", {"ranks"}),
         ("finite", LEAVES | {"ranks"}),
         ("envs", LEAVES | {"journal"}),
@@ -107,7 +108,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("budget", LEAVES | {"supernet"}),
         ("schemes", LEAVES | {"networks", "normalization", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
-        ("data", LEAVES | {"envs", "normalization", "policy", "ranks"}),
+        ("data", LEAVES | {"circumstances", "envs", "normalization", "policy", "ranks"}),
         ("evaluation", LEAVES | {"envs"}),
     ],
 )

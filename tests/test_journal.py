@@ -96,3 +96,24 @@ def test_a_journal_forgets_what_lies_before_the_oldest_seed() -> None:
     journal.reset(second, np.array([GO_ON, 8]))  # environment 1 anew at 6: the oldest seed is now of 4
     assert (journal.first_step, len(journal.actions)) == (4, 2)
     assert [reset.step for reset in journal.resets] == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda journal: journal.update(actions=torch.full_like(journal["actions"], 77)),  # would kill the emulator
+        lambda journal: journal.update(actions=journal["actions"][:, :1]),
+        lambda journal: journal.update(actions=journal["actions"].float()),
+        lambda journal: journal.update(reset_seeds=torch.full_like(journal["reset_seeds"], -5)),
+        lambda journal: journal.update(reset_masks=journal["reset_masks"][:0]),
+        lambda journal: journal.pop("seeded_at"),
+        lambda journal: journal.update(first_step=-1),
+    ],
+)
+def test_a_journal_that_somebody_made_up_is_refused(change) -> None:
+    env = make(CATCH, 2, 0)
+    play(env, env.reset(), 5, seed=2)
+    state = env.game_state()
+    change(state["journal"])
+    with pytest.raises((ValueError, KeyError)):
+        make(CATCH, 2, 0).restore_games(state)

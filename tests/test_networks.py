@@ -246,3 +246,22 @@ def test_initialize_leaves_batch_norm_alone() -> None:
         if isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all()
             assert not module.bias.any()
+
+
+def test_bfloat16_gives_float32_and_sees_each_update_at_once() -> None:
+    agent = make_agent()
+    pixels = random_pixels(8, 4, 42, 42)
+    exact, _ = agent(pixels)
+    agent.autocast_dtype = torch.bfloat16
+    # as a training step of bf16-mixed: Lightning's context keeps converted weights until it ends
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, values = agent(pixels)
+        assert (logits.dtype, values.dtype) == (torch.float32, torch.float32)
+        assert not torch.equal(logits, exact)
+        assert torch.allclose(logits, exact, atol=0.05 * float(exact.abs().max()))
+        with torch.no_grad():
+            agent.actor.weight.mul_(2.0)
+            agent.actor.bias.mul_(2.0)
+        assert torch.allclose(agent(pixels)[0], 2 * logits, rtol=0.02, atol=1e-3)
+    logits.sum().backward()
+    assert agent.actor.weight.grad.dtype == torch.float32

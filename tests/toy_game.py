@@ -3,6 +3,7 @@
 Also a tiny backbone for its frames, and ``Lives``, a counter of lives without a picture worth seeing.
 """
 
+import time
 import warnings
 from typing import Any
 
@@ -76,9 +77,24 @@ class Lives(gymnasium.Env):
         return np.full((SIZE, SIZE, 3), self.lives, np.uint8)
 
 
+class Breaks(Catch):
+    """Fails in its first step."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return super().step(int(action) // 0)
+
+
+class Hangs(Catch):
+    """Never answers its first step."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        time.sleep(3600)
+        return super().step(action)
+
+
 def register() -> None:
     """Makes the games known to Gymnasium by their ids; can be called twice."""
-    for name, game in ((CATCH, Catch), (LIVES, Lives)):
+    for name, game in ((CATCH, Catch), (LIVES, Lives), ("a2d/Breaks-v0", Breaks), ("a2d/Hangs-v0", Hangs)):
         if name not in gymnasium.registry:
             # the checker warns of every small picture
             gymnasium.register(name, game, disable_env_checker=True)

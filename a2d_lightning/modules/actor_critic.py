@@ -172,8 +172,12 @@ class ActorCriticModule(EvaluatedModule):
             SettingError: a precision in which acting and updating would differ, or rollouts of no use to the algorithm
                 or to the normalization.
         """
-        if self.trainer.precision != "32-true":
-            raise SettingError(f"trainer.precision: {self.trainer.precision} is not supported yet; use 32-true.")
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+            raise SettingError(
+                f"trainer.precision: {self.trainer.precision} is not supported; use 32-true or bf16-mixed."
+            )
+        # the agent's own, since the collector asks it outside of Lightning's context
+        self.agent.autocast_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         data: Any = cast(Any, self.trainer).datamodule
         if data is not None:
             self.algorithm.check(self.agent, data.num_envs, data.rollout_length)
@@ -366,6 +370,12 @@ class ActorCriticModule(EvaluatedModule):
                     f"ckpt_path: the checkpoint's {name} is {its}, the settings say {ours}; give the config it was "
                     "trained with."
                 )
+        mine_by_name = self.state_dict()
+        for name, tensor in checkpoint["state_dict"].items():
+            shape = list(mine_by_name[name].shape) if name in mine_by_name else "absent"
+            if not isinstance(tensor, Tensor) or list(tensor.shape) != shape:
+                its_shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise SettingError(f"ckpt_path: the checkpoint's {name} is {its_shape} and not {shape}; take another.")
         self.env_steps = checkpoint["env_steps"]
         self.weight_updates = checkpoint["weight_updates"]
         self.skipped_updates = checkpoint.get("skipped_updates", 0)

@@ -1,0 +1,119 @@
+"""Real processes and real signals: an exit status of its own within ten seconds, and a checkpoint to go on from."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from a2d_lightning.interruption import INTERRUPTED
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(run_dir: Path, *args: str) -> subprocess.Popen:
+    command = [
+        *(sys.executable, "-m", "a2d_lightning", "fit", "--config", "configs/teacher.yaml"),
+        *("--config", "configs/scale/smoke.yaml", "--run_dir", str(run_dir), "--data.total_env_steps", "1000000"),
+        *("--data.env_steps_per_epoch", "1000000", *args),
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen) -> tuple[float, str]:
+    """Seconds that it took to end, and what it said."""
+    began = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    return time.monotonic() - began, said
+
+
+def trained_for(run_dir: Path) -> int:
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["env_steps"]
+
+
+def left_of(process: subprocess.Popen) -> list[str]:
+    """Processes that it started and that still run five seconds later; those that only wait to be reaped do not."""
+    for _ in range(50):
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[2]) == process.pid and fields[0] not in "ZX":
+                    found.append(path.parent.name)
+        if not found:
+            return []
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda signum: signum.name)
+def test_a_signal_in_training_saves_and_ends_with_a_status_of_its_own(signum, tmp_path, survived):
+    process = start(tmp_path)
+    wait_for(lambda: any(tmp_path.glob("events*")), process)
+    time.sleep(3)
+    process.send_signal(signum)
+    seconds, said = end(process)
+    assert process.returncode == INTERRUPTED, said
+    assert seconds < 10
+    assert f"interrupted by {signum.name}: go on with --ckpt_path last" in said
+    assert "Traceback" not in said
+    survived(f"{signum.name} in training: saved, exit status 75 within 10 s", trained_for(tmp_path) > 0)
+
+
+def test_a_signal_in_an_evaluation_ends_it(tmp_path, survived):
+    short = ["--data.env_steps_per_epoch", "100", "--data.evaluation_games", "8"]
+    process = start(tmp_path, *short, "--trainer.callbacks+=tests.faults.interrupters.LongEvaluation")
+    wait_for((tmp_path / "evaluating").exists, process)
+    process.send_signal(signal.SIGTERM)
+    seconds, said = end(process)
+    assert process.returncode == INTERRUPTED, said
+    assert seconds < 10
+    survived("SIGTERM in an evaluation: likewise", trained_for(tmp_path) == 100)
+
+
+def test_an_update_that_takes_longer_than_a_scheduler_waits_is_dropped(tmp_path, survived):
+    process = start(tmp_path, "--trainer.callbacks+=tests.faults.interrupters.LongUpdate")
+    wait_for((tmp_path / "updating").exists, process)
+    process.send_signal(signal.SIGTERM)
+    seconds, said = end(process)
+    assert process.returncode == INTERRUPTED, said
+    assert seconds < 10
+    assert "took too long and was dropped" in said
+    # two rollouts of 4 environments x 5 steps
+    survived("SIGTERM in an update of 30 s: likewise, with the rollout before", trained_for(tmp_path) == 40)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, survived):
+    process = start(tmp_path, "--trainer.callbacks+=tests.faults.interrupters.LongUpdate")
+    wait_for((tmp_path / "updating").exists, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    seconds, said = end(process)
+    assert process.returncode == INTERRUPTED, said
+    survived("second Ctrl-C: ends at once", seconds < 2)
+
+
+def test_two_processes_stop_together_and_none_is_left(tmp_path, survived):
+    process = start(tmp_path, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    wait_for(lambda: any(tmp_path.glob("events*")), process)
+    time.sleep(4)
+    process.send_signal(signal.SIGTERM)  # to the first one alone, as a scheduler does
+    seconds, said = end(process)
+    assert process.returncode == INTERRUPTED, said
+    assert seconds < 10
+    assert trained_for(tmp_path) > 0
+    survived("SIGTERM to one of two processes: both end, none is left", not left_of(process))
