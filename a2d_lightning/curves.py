@@ -61,7 +61,7 @@ def read_metrics(run_dir: Path) -> dict[str, Series]:
     Raises:
         SettingError: no metrics in ``run_dir``.
     """
-    metrics: dict[str, Series] = {}
+    metrics: dict[str, dict[float, float]] = {}
     files = sorted(run_dir.glob("metrics*.csv"))
     if not files:
         raise SettingError(f"--run_dir: {str(run_dir)!r} holds no metrics.csv; name the folder of a run.")
@@ -69,13 +69,14 @@ def read_metrics(run_dir: Path) -> dict[str, Series]:
     for file in sorted(files, key=_order, reverse=True):
         with open(file, newline="") as lines:
             # what came after the checkpoint that a later session went on from was done again
-            rows = [row for row in csv.DictReader(lines) if row["step"] and float(row["step"]) < resumed_at]
+            rows = [row for row in csv.DictReader(lines) if row["step"] and float(row["step"]) <= resumed_at]
         for row in rows:
             for name, value in row.items():
                 if value and name != "step":
-                    metrics.setdefault(name, []).append((float(row["step"]), float(value)))
+                    # a session that begins with an evaluation has rows of the step that the one before ended with
+                    metrics.setdefault(name, {}).setdefault(float(row["step"]), float(value))
         resumed_at = min((float(row["step"]) for row in rows), default=resumed_at)
-    return {name: sorted(series) for name, series in metrics.items()}
+    return {name: sorted(series.items()) for name, series in metrics.items()}
 
 
 def _order(file: Path) -> float:

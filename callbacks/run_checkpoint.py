@@ -82,6 +82,9 @@ class RunCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves before games are played, which can take minutes."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            games = trainer.fit_loop.epoch_loop.val_loop
+            if games.restarted_mid_evaluation:
+                games.batch_progress.total.reset()  # of on_save_checkpoint: it begins anew
             self._evaluating = True
             self._save(trainer)
             self._evaluating = False

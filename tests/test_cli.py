@@ -47,7 +47,7 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("teacher", ["--config", "/nowhere.yaml"], ["--config", "/nowhere.yaml"]),
     ("teacher", ["--run_dir", "/proc/run"], ["run_dir", "/proc/run"]),
     ("teacher", ["--trainer.default_root_dir", "x"], ["trainer.default_root_dir", "--run_dir"]),
-    ("teacher", ["--trainer.precision", "16-mixed"], ["trainer.precision", "16-mixed"]),
+    ("teacher", ["--trainer.precision", "64-true"], ["trainer.precision", "64-true", "bf16-mixed"]),
     ("teacher", ["--model.optimizer.lr", "-1"], ["model.optimizer", "-1"]),
     ("teacher", ["--data.noop_max", "0"], ["data.noop_max", "0"]),
     ("teacher", ["--data.evaluation_games", "none"], ["data.evaluation_games", "none"]),

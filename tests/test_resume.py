@@ -159,19 +159,21 @@ def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_th
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
-def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resumed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped_at", [200, 400])
+def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resumed(stopped_at, tmp_path, monkeypatch):
     args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
     fit("teacher", tmp_path / "whole", 400, *args)
     real = ActorCriticModule.validation_step
 
     def asked_to_stop(self, seeds, batch_idx):
-        monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+        if self.env_steps == stopped_at:
+            monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
         real(self, seeds, batch_idx)
 
     monkeypatch.setattr(ActorCriticModule, "validation_step", asked_to_stop)
     with pytest.raises(SystemExit):
         fit("teacher", tmp_path / "parts", 400, *args)
-    assert not any("val/score" in row for row in metrics(tmp_path / "parts"))
+    assert sum("val/score" in row for row in metrics(tmp_path / "parts")) == stopped_at // 200 - 1
     monkeypatch.setattr(INTERRUPTION, "asked_by", "")
     monkeypatch.setattr(ActorCriticModule, "validation_step", real)
     fit("teacher", tmp_path / "parts", 400, *args, "--ckpt_path", "last")

@@ -190,8 +190,9 @@ class ActorCriticModule(EvaluatedModule):
             teacher.to(self.device)
 
     def on_train_start(self) -> None:
-        """A run whose budget is spent does not start again."""
-        self.trainer.should_stop = self.env_steps >= self.total_env_steps
+        """A run whose budget is spent does not start again, unless it was stopped before its last evaluation."""
+        evaluates = self.trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
+        self.trainer.should_stop = self.env_steps >= self.total_env_steps and not evaluates
 
     def on_train_epoch_end(self) -> None:
         """Ends the run at the first epoch's end that has the budget spent, however long earlier epochs were."""

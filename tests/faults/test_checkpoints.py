@@ -109,6 +109,7 @@ def limit_files_to(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_its_end_is_an_error(tmp_path, survived):
     command = [
         *(sys.executable, "-m", "a2d_lightning", "fit", "--config", "configs/teacher.yaml"),

@@ -11,6 +11,7 @@ from test_resume import fit
 from a2d_lightning.data import RolloutDataModule
 from faults.test_interruption import start
 
+pytestmark = pytest.mark.slow
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 

@@ -13,6 +13,7 @@ import torch
 
 from a2d_lightning.interruption import INTERRUPTED
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

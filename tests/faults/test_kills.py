@@ -39,7 +39,9 @@ def compared(run_dir: Path) -> dict:
     return {**saved, "metrics": metrics, "architecture": (run_dir / "architectures" / "last.json").read_text()}
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(54, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("kills", [6, 54], ids=["bounded", "whole"])
 def test_a_search_that_is_killed_over_and_over_loses_nothing(kills, tmp_path, survived):
     done = search(tmp_path / "whole")
     assert done.returncode == 0, done.stderr[-3000:]
