@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("runs/throughput"))
     parser.add_argument("--turn", help="one contestant's turn, in this process: prints its seconds a rollout")
-    parser.add_argument("--rollouts", type=int, default=160, help="of a turn")
+    parser.add_argument("--rollouts", type=int, default=60, help="of a turn")
     settings = parser.parse_args()
     if settings.turn:
         print(take_turn(settings.turn, settings.threads, settings.rollouts))

@@ -12,6 +12,14 @@ def test_metrics_of_a_resumed_run_are_joined_in_order(tmp_path):
     assert read_metrics(tmp_path) == {"loss/value": [(100, 1.5), (300, 0.5)], "val/score": [(200, -20)]}
 
 
+def test_what_was_done_again_counts_once(tmp_path):
+    # stopped at 350 and resumed from a checkpoint at 200, before its evaluation
+    (tmp_path / "metrics-0.csv").write_text("step,loss/value,val/score\n100,1.5,\n200,1.2,\n200,,-20\n350,1.0,\n")
+    (tmp_path / "metrics.csv").write_text("step,loss/value,val/score\n200,,-19\n300,0.5,\n")
+    expected = {"loss/value": [(100, 1.5), (200, 1.2), (300, 0.5)], "val/score": [(200, -19)]}
+    assert read_metrics(tmp_path) == expected
+
+
 def test_a_picture_is_written(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val/score,search/entropy_cell00\n100,-20,2.1\n200,-19,2.0\n")
     curves(["--run_dir", str(tmp_path)])

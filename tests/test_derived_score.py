@@ -261,7 +261,7 @@ def test_a_search_goes_the_same_way_whether_the_derived_network_is_scored_or_not
 # --- evaluation alone -------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_validated_without_rollouts_to_recalibrate_on(
+def test_a_checkpoint_is_validated_and_tested_by_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     game = ["--data.game", CATCH, "--data.frames", "{size: 12, stack: 1, skip: 1}", "--model.distillation", "none"]
@@ -282,13 +282,23 @@ def test_a_checkpoint_is_validated_without_rollouts_to_recalibrate_on(
     assert architectures == {path: path.read_bytes() for path in (tmp_path / "architectures").iterdir()}
 
 
-def test_validation_without_rollouts_scores_the_supernet_alone(search: Search, tmp_path: Path) -> None:
-    search.trainer.save_checkpoint(tmp_path / "search.ckpt")
+@pytest.mark.parametrize("frames_kept", [True, False])
+def test_a_checkpoint_scores_as_the_run_did_and_without_frames_the_supernet_alone(
+    search: Search, tmp_path: Path, frames_kept: bool
+) -> None:
+    path = tmp_path / "search.ckpt"
+    search.trainer.save_checkpoint(path)
+    if not frames_kept:
+        saved = torch.load(path, weights_only=True)
+        saved["recent_frames"] = []
+        torch.save(saved, path)
     of_data = {name: getattr(search.data, name) for name in ("game", "frame_shape", "num_actions", "total_env_steps")}
     module = SearchModule(PLAN, **of_data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-        (metrics,) = trainer.validate(module, search.data, str(tmp_path / "search.ckpt"), verbose=False)
-    assert metrics["val/score"] == pytest.approx(float(search.trainer.callback_metrics["val/score"]))
-    assert not [name for name in metrics if "derived" in name]
+        (metrics,) = trainer.validate(module, search.data, str(path), verbose=False)
+    expected = {"val/score", "val/derived_score"} if frames_kept else {"val/score"}
+    assert {name for name in metrics if name.endswith("score")} == expected
+    for name in expected:
+        assert metrics[name] == pytest.approx(float(search.trainer.callback_metrics[name])), name

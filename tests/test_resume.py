@@ -116,7 +116,15 @@ def metrics(run_dir: Path) -> list[dict[str, str]]:
 CATCH_ARGS = ["--data.game", CATCH, "--data.frames.skip", "1", "--trainer.limit_val_batches", "1"]
 BI_LEVEL = ["--model.scheme", "BiLevel"]
 PPO_ARGS = ["--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
-EVALUATED = ["--trainer.limit_val_batches", "1", "--data.env_steps_per_epoch", "200", "--model.score_derived", "true"]
+EVALUATED = [
+    *CATCH_ARGS,
+    "--model.distillation",
+    "none",
+    "--model.teacher",
+    "null",
+    "--data.env_steps_per_epoch",
+    "200",
+]
 
 
 @pytest.mark.parametrize(

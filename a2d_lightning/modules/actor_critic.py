@@ -372,7 +372,7 @@ class ActorCriticModule(EvaluatedModule):
                     "trained with."
                 )
         mine_by_name = self.state_dict()
-        for name, tensor in checkpoint["state_dict"].items():
+        for name, tensor in checkpoint.get("state_dict", {}).items():
             shape = list(mine_by_name[name].shape) if name in mine_by_name else "absent"
             if not isinstance(tensor, Tensor) or list(tensor.shape) != shape:
                 its_shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
