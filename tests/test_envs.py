@@ -115,7 +115,10 @@ def test_specs_hold(make: MakeGame, game: str, frames: FrameSettings) -> None:
     assert env.reset()["pixels"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize(("game", "frames", "steps"), [("Breakout", FrameSettings(), 250), (CATCH, TOY_FRAMES, 30)])
+@pytest.mark.parametrize(
+    ("game", "frames", "steps"),
+    [("Breakout", FrameSettings(), 250), (CATCH, TOY_FRAMES, 30), (LIVES, TOY_FRAMES, 100)],
+)
 def test_steps_and_resets_are_those_of_torchrl(
     make: MakeGame, game: str, frames: FrameSettings, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

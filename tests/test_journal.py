@@ -107,6 +107,10 @@ def test_a_journal_forgets_what_lies_before_the_oldest_seed() -> None:
         lambda journal: journal.update(reset_seeds=torch.full_like(journal["reset_seeds"], -5)),
         lambda journal: journal.update(reset_masks=journal["reset_masks"][:0]),
         lambda journal: journal.pop("seeded_at"),
+        lambda journal: journal.update(  # of one environment
+            seeded_at=journal["seeded_at"][:1],
+            **{name: journal[name][:, :1] for name in ("actions", "reset_masks", "reset_seeds")},
+        ),
         lambda journal: journal.update(first_step=-1),
     ],
 )
