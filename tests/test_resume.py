@@ -194,6 +194,19 @@ def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resume
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
+def test_the_best_goes_on_as_the_run_did(tmp_path):
+    args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
+    fit("teacher", tmp_path / "whole", 600, *args)
+    best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["env_steps"] < 600
+    fit("teacher", tmp_path / "parts", 600, *args, "--ckpt_path", str(best))
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    for name in whole:
+        assert same(whole[name], parts[name]), name
+
+
 def test_games_begin_anew_where_settings_of_the_environments_changed(monkeypatch, tmp_path, caplog):
     first = []
     real = ActorCriticModule.training_step
