@@ -219,7 +219,7 @@ def main(args: list[str] | None = None) -> None:
             A2DCLI(expand_overlays(args))
     except Interrupted as signal:
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"interrupted by {signal}: go on with --ckpt_path last", file=sys.stderr)
+            print(f"interrupted by {signal}{': go on with --ckpt_path last' * (args[:1] == ['fit'])}", file=sys.stderr)
         sys.exit(INTERRUPTION.exit_status)
     except RunFailedError as error:
         _fail(error, 1)

@@ -96,6 +96,7 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
     assert sorted(p.name for p in (tmp_path / "run").glob("metrics*.csv")) == ["metrics.csv"]
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes_to_the_last_bit(tmp_path):
     """Each rank goes on with its own games and random numbers."""
     args = ["--data.env_steps_per_epoch", "120", "--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
