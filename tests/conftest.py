@@ -1,8 +1,11 @@
 """Fixtures that several files share."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from a2d_lightning.cli import main
 from a2d_lightning.networks import count_parameters
 from a2d_lightning.search_space import OPERATORS, Architecture, Plan, operator_macs
 
@@ -27,3 +30,26 @@ def small_architecture(tmp_path):
     path = tmp_path / "architecture.json"
     architecture.save(path)
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs ``fit`` of a stage with the smoke overlay; returns the error line."""
+
+    configs = Path(__file__).parent.parent / "configs"
+
+    def stop(*_, **__):
+        raise AssertionError("training started")
+
+    def call(stage: str, *args: str, command: str = "fit") -> str:
+        monkeypatch.setattr("a2d_lightning.data.RolloutDataModule.train_dataloader", stop)
+        config = ["--config", str(configs / f"{stage}.yaml"), "--config", str(configs / "scale" / "smoke.yaml")]
+        run_dir = [] if any(arg.startswith("--run_dir") for arg in args) else ["--run_dir", str(tmp_path / "run")]
+        with pytest.raises(SystemExit) as exit_:
+            main([command, *config, *run_dir, *args])
+        assert exit_.value.code == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        return errors[0]
+
+    return call

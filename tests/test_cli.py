@@ -77,27 +77,6 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
 """Stage, arguments, and what the line must hold."""
 
 
-@pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
-    """Runs ``fit`` of a stage with the smoke overlay; returns the error line."""
-
-    def stop(*_, **__):
-        raise AssertionError("training started")
-
-    def call(stage: str, *args: str, command: str = "fit") -> str:
-        monkeypatch.setattr("a2d_lightning.data.RolloutDataModule.train_dataloader", stop)
-        config = ["--config", str(CONFIGS / f"{stage}.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
-        run_dir = [] if any(arg.startswith("--run_dir") for arg in args) else ["--run_dir", str(tmp_path / "run")]
-        with pytest.raises(SystemExit) as exit_:
-            main([command, *config, *run_dir, *args])
-        assert exit_.value.code == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
-        return errors[0]
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("stage", "args", "named"),
     MISTAKES,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_cli import MISTAKES, run  # noqa: F401 (a fixture)
+from test_cli import MISTAKES
 
 from a2d_lightning.modules import TeacherModule
 from a2d_lightning.teachers import BUNDLED
@@ -19,7 +19,7 @@ TEACHER = BUNDLED / "pong_four_conv_42.safetensors"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "args", "named"), MISTAKES, ids=lambda value: str(value)[:60])
-def test_a_bad_configuration_is_one_line(run, survived, stage, args, named):  # noqa: F811
+def test_a_bad_configuration_is_one_line(run, survived, stage, args, named):
     line = run(stage, *args)
     survived("bad configuration", not [word for word in named if word not in line], line)
 
@@ -134,7 +134,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_one_line_and_runs_nothing(run, survived, kind, tmp_path):  # noqa: F811
+def test_a_bad_file_is_one_line_and_runs_nothing(run, survived, kind, tmp_path):
     option, make = BAD_FILES[kind]
     path = make(tmp_path)
     stage = {CKPT: "teacher", TEACH: "search", ARCH: "retrain"}[option]
