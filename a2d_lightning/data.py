@@ -1,9 +1,9 @@
 """Feeds Lightning with on-policy rollouts: owns the environments, TorchRL's collector, and the lists of test games."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -12,17 +12,13 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torchrl.collectors import Collector
 
 from a2d_lightning.circumstances import changes, circumstances
-from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game, make_env
+from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
+from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game
 from a2d_lightning.errors import SettingError
-from a2d_lightning.normalization import frozen_batch_norm_statistics
-from a2d_lightning.policy import SamplingPolicy
 from a2d_lightning.ranks import gathered
-from a2d_lightning.watchdog import Watchdog
-
-T = TypeVar("T")
+from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""
@@ -50,10 +46,9 @@ class Rollouts:
     It has a length: Lightning prefetches one batch of an iterable without, and every rollout would be one update old.
     """
 
-    def __init__(self, datamodule: "RolloutDataModule", collected: Iterator[TensorDict], agent: nn.Module) -> None:
+    def __init__(self, datamodule: "RolloutDataModule", collecting: Collecting) -> None:
         self.datamodule = datamodule
-        self.collected = collected
-        self.agent = agent
+        self.collecting = collecting
 
     def __len__(self) -> int:
         return self.datamodule.rollouts_per_epoch
@@ -61,9 +56,7 @@ class Rollouts:
     def __iter__(self) -> Iterator[TensorDict]:
         for _ in range(len(self)):
             self.datamodule.between_rollouts()
-            with frozen_batch_norm_statistics(self.agent):
-                rollout = next(self.collected)
-            yield self.datamodule.for_learning(rollout)
+            yield self.datamodule.for_learning(self.collecting.rollout())
 
 
 class GameSeeds:
@@ -106,6 +99,7 @@ class RolloutDataModule(L.LightningDataModule):
         evaluation_games: full games an evaluation or a test plays.
         num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes.
         env_timeout_seconds: a step of the environments that takes longer ends the run with an error.
+        collection: LocalCollection (in this process, and if absent) or RayCollection (by workers of a Ray cluster).
         seed: fixes environments and action sampling, together with the rank.
     """
 
@@ -123,6 +117,7 @@ class RolloutDataModule(L.LightningDataModule):
         evaluation_games: PositiveInt = 30,
         num_env_threads: NonNegativeInt = 0,
         env_timeout_seconds: PositiveFloat = 120.0,
+        collection: Collection | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -147,21 +142,32 @@ class RolloutDataModule(L.LightningDataModule):
         self.num_env_threads = num_env_threads
         self.env_timeout_seconds = float(env_timeout_seconds)
         self.seed = seed
-        self.collector: Collector | None = None
-        self._playing: tuple[GameEnv, SamplingPolicy] | None = None
+        self.collection = collection or LocalCollection()
+        self.collection.check(self.num_envs)
+        self.collecting: Collecting | None = None
         self._saved: dict[str, Any] = {}
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
         self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
         probe.close()
 
-    def make_env(self, num_envs: int, seed: int) -> GameEnv:
+    def games(self, num_envs: int, seed: int) -> Games:
         """``num_envs`` games with this module's settings."""
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
-        threads = self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks))
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        watchdog = Watchdog(f"data.game: an environment of {self.game} (rank {rank})", self.env_timeout_seconds)
-        return make_env(self.game, num_envs, self.frames, seed, threads, self.noop_max, watchdog)
+        return Games(
+            game=self.game,
+            num_envs=num_envs,
+            frames=self.frames,
+            noop_max=self.noop_max,
+            num_threads=self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks)),
+            timeout_seconds=self.env_timeout_seconds,
+            seed=seed,
+            where=f"rank {self.trainer.global_rank if self.trainer is not None else 0}",
+        )
+
+    def make_env(self, num_envs: int, seed: int) -> GameEnv:
+        """Those games, in this process."""
+        return self.games(num_envs, seed).build()
 
     def _num_local_ranks(self) -> int:
         return self.trainer.num_devices if self.trainer is not None else 1
@@ -202,34 +208,15 @@ class RolloutDataModule(L.LightningDataModule):
         learner = cast(Learner, trainer.lightning_module)
         device = trainer.strategy.root_device
         # a resumed run whose games begin anew must not replay those of the first one, and no two ranks the same
-        seed = _derived_seed(self.seed, trainer.global_rank, learner.env_steps)
-        env = self.make_env(self.num_envs, seed)
-        policy = SamplingPolicy(learner.agent, seed, device)
-        state = _restored(lambda: self._state_to_resume(trainer.global_rank, device))
+        seed = derived_seed(self.seed, trainer.global_rank, learner.env_steps)
+        with restoring():
+            state = self._state_to_resume(trainer.global_rank, device)
+        games = self.games(self.num_envs, seed)
+        self.collecting = self.collection.start(games, learner.agent, self.rollout_length, device, state)
         if state:
-            _restored(lambda: env.restore_games(state["games"]))
-        # the collector tries its policy once when it is built
-        with frozen_batch_norm_statistics(learner.agent):
-            self.collector = Collector(
-                env,
-                policy,
-                frames_per_batch=self.num_envs * self.rollout_length,
-                total_frames=-1,
-                policy_device=device,
-                env_device="cpu",
-                # given a device, it would look through each step's tensors
-                storing_device=None if device.type == "cpu" else device,
-                track_traj_ids=False,
-                # on a GPU the collector would yield inside its side stream
-                return_same_td=device.type == "cpu",
-                trust_policy=True,
-                auto_register_policy_transforms=False,
-            )
-        if state:  # the collector has drawn an action
-            _restored(lambda: policy.generator.set_state(state["policy_generator"].cpu()))
-            _restored(lambda: torch.set_rng_state(state["torch_generator"].cpu()))
-        self._playing = env, policy
-        return Rollouts(self, iter(self.collector), learner.agent)
+            with restoring():
+                torch.set_rng_state(state["torch_generator"].cpu())
+        return Rollouts(self, self.collecting)
 
     def between_rollouts(self) -> None:
         """Tells callbacks with a method of this name that a rollout is done and the next one has not begun."""
@@ -241,17 +228,12 @@ class RolloutDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the games and the random numbers of every process are; all of them must call it."""
-        if self._playing is None:
+        if self.collecting is None:
             return {}
-        env, policy = self._playing
-        mine = {
-            "games": env.game_state(),
-            "policy_generator": policy.generator.get_state(),
-            "torch_generator": torch.get_rng_state(),
-        }
+        mine = {**self.collecting.state(), "torch_generator": torch.get_rng_state()}
         return {
             "settings": self._settings_of_games(),
-            "circumstances": circumstances(policy.generator.device),
+            "circumstances": circumstances(cast(L.Trainer, self.trainer).strategy.root_device),
             "processes": gathered(mine),
         }
 
@@ -266,6 +248,7 @@ class RolloutDataModule(L.LightningDataModule):
             "data.num_envs": self.num_envs,
             "data.noop_max": self.noop_max,
             **{f"data.frames.{name}": value for name, value in asdict(self.frames).items()},
+            "data.collection": self.collection.description(),
             "number of processes": self.trainer.world_size if self.trainer is not None else 1,
             "kind of device": self.trainer.strategy.root_device.type if self.trainer is not None else "cpu",
         }
@@ -282,7 +265,8 @@ class RolloutDataModule(L.LightningDataModule):
         elif device.type != "cpu":
             rank_zero_info("what follows may differ in the last bits, since not all kernels of a GPU add in one order")
         mine = cast(dict[str, Any], saved["processes"][rank])
-        rank_zero_info(f"playing the last {len(mine['games']['journal']['actions']):,} steps of the games again")
+        longest = max(len(part["games"]["journal"]["actions"]) for part in mine.get("workers", [mine]))
+        rank_zero_info(f"playing the last {longest:,} steps of the games again")
         return mine
 
     def for_learning(self, rollout: TensorDict) -> TensorDict:
@@ -333,21 +317,6 @@ class RolloutDataModule(L.LightningDataModule):
         self._shut_down()
 
     def _shut_down(self) -> None:
-        if self.collector is not None:
-            self.collector.shutdown()
-            self.collector = None
-            self._playing = None
-
-
-def _restored(restore: Callable[[], T]) -> T:
-    try:
-        return restore()
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SettingError(
-            f"ckpt_path: where the games were cannot be restored ({type(error).__name__}: {error}); take another "
-            "checkpoint."
-        ) from error
-
-
-def _derived_seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])
+        if self.collecting is not None:
+            self.collecting.shutdown()
+            self.collecting = None

@@ -137,6 +137,7 @@ class GameEnv(EnvBase):
                 "truncated": no.clone(),
             },
             self.batch_size,
+            device=self.device,  # without one the collector would look through each step's tensors
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -166,6 +167,7 @@ class GameEnv(EnvBase):
                 "truncated": cut,
             },
             self.batch_size,
+            device=self.device,
         )
 
     @contextmanager

@@ -59,6 +59,11 @@ class Interruption:
             handler = signal.signal(signum, _do_nothing)
             self._handlers.setdefault(signum, handler)
 
+    def catch_signals_again(self) -> None:
+        """Where a library has put handlers of its own in the place of those that were caught."""
+        if self._handlers:
+            self.catch_signals()
+
     def leave_signals(self) -> None:
         """Gives signals back to whoever handled them."""
         for signum, handler in self._handlers.items():

@@ -102,7 +102,7 @@ class RunCheckpoint(Checkpoint):
         if score > self.best_score:
             self.best_score = score
             with INTERRUPTION.saving:
-                trainer.save_checkpoint(self._folder(trainer) / "best.ckpt")
+                trainer.save_checkpoint(self._folder(trainer) / "best.ckpt", weights_only=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Has the state after the evaluation saved, as soon as the next rollout is asked for."""
@@ -145,7 +145,7 @@ class RunCheckpoint(Checkpoint):
                 logger.save()  # what is resumed later must find the metrics up to here
             if trainer.is_global_zero:
                 new.unlink(missing_ok=True)  # of a save that was cut short
-            trainer.save_checkpoint(new)
+            trainer.save_checkpoint(new, weights_only=False)
             saved = not trainer.is_global_zero or new.is_file()
             if trainer.is_global_zero and saved:  # a disk that is full keeps the old ones
                 names = [f"{LAST}.ckpt", *(f"{LAST}-{age}.ckpt" for age in range(1, self.keep))]

@@ -229,7 +229,7 @@ def test_rollout_k_is_collected_with_the_weights_after_k_updates() -> None:
     assert len(learner.acted) == 12
     for k, action in enumerate(learner.acted):
         assert action.tolist() == [[k % 6] * 3] * 2
-    assert data.collector is None  # the emulators have ended
+    assert data.collecting is None  # the emulators have ended
 
 
 # --- the budget -----------------------------------------------------------------------------------------------------

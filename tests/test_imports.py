@@ -108,7 +108,9 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("budget", LEAVES | {"supernet"}),
         ("schemes", LEAVES | {"networks", "normalization", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
-        ("data", LEAVES | {"circumstances", "envs", "normalization", "policy", "ranks"}),
+        ("collection", LEAVES | {"envs", "normalization", "policy"}),
+        ("ray_collection", LEAVES | {"collection", "normalization", "policy"}),
+        ("data", LEAVES | {"circumstances", "collection", "envs", "ranks", "ray_collection"}),
         ("evaluation", LEAVES | {"envs"}),
     ],
 )

@@ -1,5 +1,6 @@
 """Callbacks for the tests of interrupted runs."""
 
+import os
 import time
 from pathlib import Path
 
@@ -20,3 +21,24 @@ class LongEvaluation(L.Callback):
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         (Path(trainer.default_root_dir) / "evaluating").touch()
+
+
+class SlowDisk(L.Callback):
+    """The second checkpoint takes ``seconds`` from its first byte to its name."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.saves = 0
+
+    def setup(self, trainer, pl_module, stage):
+        real = os.fsync
+
+        def slowly(handle: int) -> None:
+            if Path(f"/proc/self/fd/{handle}").resolve().name == ".next.ckpt.part":
+                self.saves += 1
+                if self.saves == 2:
+                    (Path(trainer.default_root_dir) / "saving").touch()
+                    time.sleep(self.seconds)
+            real(handle)
+
+        os.fsync = slowly

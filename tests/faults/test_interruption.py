@@ -1,6 +1,7 @@
 """Real processes and real signals: an exit status of its own within ten seconds, and a checkpoint to go on from."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from a2d_lightning.interruption import INTERRUPTED
+from a2d_lightning.teachers import read_agent
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -95,6 +97,24 @@ def test_an_update_that_takes_longer_than_a_scheduler_waits_is_dropped(tmp_path,
     assert "took too long and was dropped" in said
     # two rollouts of 4 environments x 5 steps
     survived("SIGTERM in an update of 30 s: likewise, with the rollout before", trained_for(tmp_path) == 40)
+
+
+@pytest.mark.parametrize(
+    ("disk_seconds", "saved_steps"),
+    # a save in time is followed by one more rollout of 20 steps and the save of the stop; one that is not, by nothing
+    [(2.0, 220), (30.0, 100)],
+)
+def test_a_signal_while_a_checkpoint_is_written_leaves_a_whole_one(disk_seconds, saved_steps, tmp_path, survived):
+    slow = json.dumps({"class_path": "tests.faults.interrupters.SlowDisk", "init_args": {"seconds": disk_seconds}})
+    quick = ["--data.env_steps_per_epoch", "100", "--trainer.limit_val_batches", "0"]
+    process = start(tmp_path, *quick, f"--trainer.callbacks+={slow}")
+    wait_for((tmp_path / "saving").exists, process)
+    process.send_signal(signal.SIGTERM)
+    seconds, said = end(process)
+    assert process.returncode == INTERRUPTED, said
+    assert seconds < 10
+    assert read_agent(tmp_path / "checkpoints" / "last.ckpt") is not None
+    survived("SIGTERM while a checkpoint is written: likewise", trained_for(tmp_path) == saved_steps, said)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, survived):
