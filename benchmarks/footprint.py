@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from statistics import median
 
 _PEAK = """
@@ -29,11 +30,12 @@ def peak_gib(frame_size: int, sampling: str, recompute: bool, threads: int) -> f
     return float(done.stdout.split()[-1])
 
 
-def seconds_to_start(*arguments: str, times: int) -> float:
-    """Median wall-clock seconds of ``python arguments``, after one that fills the disk's cache."""
-    seconds = []
+def seconds_to_start(commands: Sequence[Sequence[str]], times: int) -> list[float]:
+    """Median wall-clock seconds of each ``python arguments``, in turn, after a round that fills the disk's cache."""
+    seconds: list[list[float]] = [[] for _ in commands]
     for _ in range(times + 1):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-        seconds.append(time.perf_counter() - began)
-    return median(seconds[1:])
+        for arguments, mine in zip(commands, seconds, strict=True):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            mine.append(time.perf_counter() - began)
+    return [median(mine[1:]) for mine in seconds]

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -55,6 +55,7 @@ def train(
     data: RolloutDataModule,
     prepare: Callable[[M], None] = lambda _: None,
     processes: int = 1,
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
     **settings: Any,
 ) -> Stopwatch:
     """A whole training by the Trainer, without evaluations, loggers and checkpoints.
@@ -64,6 +65,7 @@ def train(
         data: what it plays.
         prepare: changes the new module.
         processes: that share the work by DDP; the first one's stopwatch is returned.
+        precision: of the Trainer.
         settings: the module's.
     """
     watch = Stopwatch()
@@ -80,6 +82,7 @@ def train(
         trainer = L.Trainer(
             accelerator="cpu",
             devices=processes,
+            precision=precision,
             strategy="ddp" if processes > 1 else "auto",
             max_epochs=1,
             logger=False,

@@ -55,6 +55,9 @@ def contestants(threads: int, rollouts: int) -> dict[str, Callable[[], float]]:
         "raw emulators": lambda: limit.seconds_to_emulate(NUM_ENVS, STEPS, SIZE, threads, rollouts),
         "our rollouts": lambda: ours.seconds_to_collect(data(rollouts)),
         "ours, vanilla": lambda: ours.seconds_a_rollout(TeacherModule, data(rollouts), network="vanilla"),
+        "ours, vanilla in bfloat16": lambda: ours.seconds_a_rollout(
+            TeacherModule, data(rollouts), precision="bf16-mixed", network="vanilla"
+        ),
         "ours, resnet20": lambda: ours.seconds_a_rollout(TeacherModule, data(rollouts // 4), network="resnet20"),
         "single-path search": lambda: supernets.seconds_of_single_path(threads, rollouts),
         "its agent": lambda: supernets.seconds_of_its_agent(threads, rollouts),
@@ -112,6 +115,9 @@ def table(seconds: Seconds, quick: bool, threads: int) -> list[Row]:
     for peer, target in (("Stable-Baselines3", 1.6), ("TorchRL", 4.0)):
         if peer in mid:
             rows.append(_at_least(f"A2C training, vanilla / {peer}", mid[peer] / mid["ours, vanilla"], target))
+    for peer in ("Stable-Baselines3", "TorchRL"):
+        if peer in mid:
+            rows.append(_shown(f"in bfloat16 / {peer}", mid[peer] / mid["ours, vanilla in bfloat16"]))
     for network in ("vanilla", "resnet20"):
         bound = mid["raw emulators"] + mid[f"computing, {network}"]
         detail = f"{ENV_STEPS / mid[f'ours, {network}']:.0f} of {ENV_STEPS / bound:.0f} steps/s"
@@ -126,10 +132,15 @@ def table(seconds: Seconds, quick: bool, threads: int) -> list[Row]:
         peak = footprint.peak_gib(84, "soft", True, threads)
         rows.append(_shown("peak memory, soft at 84x84, recomputed (GiB)", peak))
     times = 1 if quick else 5
-    package = ("-m", "a2d_lightning")
-    rows.append(_at_most("--help (s)", footprint.seconds_to_start(*package, "--help", times=times), 1.0))
-    importing = footprint.seconds_to_start("-c", "from lightning.pytorch.cli import LightningCLI", times=times)
-    helping = footprint.seconds_to_start(*package, "fit", "--help", times=times)
+    importing, overview, helping = footprint.seconds_to_start(
+        [
+            ["-c", "from lightning.pytorch.cli import LightningCLI"],
+            ["-m", "a2d_lightning", "--help"],
+            ["-m", "a2d_lightning", "fit", "--help"],
+        ],
+        times,
+    )
+    rows.append(_at_most("--help (s)", overview, 1.0))
     rows.append(_at_most("fit --help / importing LightningCLI", helping / importing, 1.3, f"{helping:.1f} s"))
     return rows
 

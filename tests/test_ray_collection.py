@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import fit, metrics, same
+from test_resume import goes_on_to_the_last_bit
 
 from a2d_lightning.collection import Games, LocalCollection
 from a2d_lightning.envs import FrameSettings
 from a2d_lightning.errors import NonFiniteError, RunFailedError, SettingError
-from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
-from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.interruption import INTERRUPTED
 from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import with_normalization
 from a2d_lightning.ray_collection import RayCollection
@@ -93,26 +92,7 @@ def test_workers_on_two_nodes_play_what_two_local_collectors_play(cluster):
 def test_a_run_on_a_cluster_goes_on_to_the_last_bit(cluster, tmp_path, monkeypatch):
     args = ["--data.collection", "RayCollection", "--data.collection.num_workers", "2"]
     args += ["--data.collection.address", cluster]
-    fit("search", tmp_path / "whole", 400, *args)
-    real = ActorCriticModule.training_step
-
-    def asked_to_stop(self, rollout, batch_idx):
-        real(self, rollout, batch_idx)
-        if self.env_steps == 160:
-            monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
-
-    monkeypatch.setattr(ActorCriticModule, "training_step", asked_to_stop)
-    with pytest.raises(SystemExit) as stopped:
-        fit("search", tmp_path / "parts", 400, *args)
-    assert stopped.value.code == INTERRUPTED
-    monkeypatch.setattr(INTERRUPTION, "asked_by", "")
-    fit("search", tmp_path / "parts", 400, *args, "--ckpt_path", "last")
-    whole, parts = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
-    )
-    for name in whole:
-        assert same(whole[name], parts[name]), name
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    goes_on_to_the_last_bit("search", args, [160], tmp_path, monkeypatch)
 
 
 @pytest.mark.slow

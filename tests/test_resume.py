@@ -127,23 +127,7 @@ EVALUATED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("stage", "args", "stops"),
-    [
-        ("teacher", CATCH_ARGS, [20, 260]),
-        ("teacher", PPO_ARGS, [140]),
-        ("search", [], [100]),
-        ("search", BI_LEVEL, [140, 300]),
-        # the second stop leaves four of the eight rollouts that the derived network is recalibrated on
-        ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140, 320]),
-        ("retrain", PPO_ARGS, [280]),
-    ],
-    ids=["teacher-catch", "teacher-ppo", "search", "search-bilevel", "search-evaluated", "retrain-ppo"],
-)
-def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_the_last_bit(
-    stage, args, stops, tmp_path, small_architecture, monkeypatch
-):
-    args = [*args, *([f"--model.architecture={small_architecture}"] if stage == "retrain" else [])]
+def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
     fit(stage, tmp_path / "whole", 400, *args)
     real = ActorCriticModule.training_step
 
@@ -166,6 +150,26 @@ def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_th
     for name in whole:
         assert same(whole[name], parts[name]), name
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("stage", "args", "stops"),
+    [
+        ("teacher", CATCH_ARGS, [20, 260]),
+        ("teacher", PPO_ARGS, [140]),
+        ("search", [], [100]),
+        ("search", BI_LEVEL, [140, 300]),
+        # the second stop leaves four of the eight rollouts that the derived network is recalibrated on
+        ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140, 320]),
+        ("retrain", PPO_ARGS, [280]),
+    ],
+    ids=["teacher-catch", "teacher-ppo", "search", "search-bilevel", "search-evaluated", "retrain-ppo"],
+)
+def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_the_last_bit(
+    stage, args, stops, tmp_path, small_architecture, monkeypatch
+):
+    args = [*args, *([f"--model.architecture={small_architecture}"] if stage == "retrain" else [])]
+    goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("stopped_at", [200, 400])

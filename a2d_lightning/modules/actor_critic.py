@@ -307,6 +307,7 @@ class ActorCriticModule(EvaluatedModule):
         norm = torch.nn.utils.clip_grad_norm_(weights, self.gradient_clip_norm)
         check_finite({"gradient": norm}, self.env_steps)
         optimizer.step()
+        optimizer.zero_grad()  # gradients that lie about in the heap keep the next forward from filling it
         self.weight_updates += 1
         return {"gradient/weights_norm": norm}
 

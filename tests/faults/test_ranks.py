@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from a2d_lightning.interruption import INTERRUPTED
 from faults.test_interruption import left_of, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -49,20 +50,28 @@ def test_a_rank_whose_weights_differ_is_named(tmp_path, survived):
     survived("weights of one rank altered: named", named and process.returncode == 1, said[-3000:])
 
 
-def test_two_machines_are_one_run(tmp_path):
-    """Two groups of processes that know each other by address and port only, as torchrun starts them on machines."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER": "127.0.0.1", "NODES": "2", "PORT": str(port)}
+        return free.getsockname()[1]
+
+
+def search_of(run_dir: Path, total_env_steps: int) -> list[str]:
+    """A search by two processes of 4 environments x 5 steps."""
+    return [
+        *("--config", "configs/search.yaml", "--config", "configs/scale/smoke.yaml", "--run_dir", str(run_dir)),
+        *("--data.total_env_steps", str(total_env_steps), "--data.env_steps_per_epoch", str(total_env_steps // 2)),
+        *("--trainer.accelerator", "cpu"),
+    ]
+
+
+def test_two_machines_are_one_run(tmp_path):
+    """Two groups of processes that know each other by address and port only, as torchrun starts them on machines."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER": "127.0.0.1", "NODES": "2", "PORT": str(free_port())}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     nodes = [
         subprocess.Popen(
-            [
-                *("bash", "docs/examples/torchrun.sh", "--config", "configs/search.yaml"),
-                *("--config", "configs/scale/smoke.yaml", "--run_dir", str(tmp_path), "--data.total_env_steps", "240"),
-                *("--data.env_steps_per_epoch", "120", "--trainer.accelerator", "cpu"),
-            ],
+            ["bash", "docs/examples/torchrun.sh", *search_of(tmp_path, 240)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -72,7 +81,43 @@ def test_two_machines_are_one_run(tmp_path):
     ]
     said = [node.communicate(timeout=250)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said[0][-3000:]
-    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["env_steps"] == 240
-    assert saved["weight_updates"] == 6  # 2 x 4 environments x 5 steps each
+    check_two_processes_finished(tmp_path, 240)
+
+
+def check_two_processes_finished(run_dir: Path, total_env_steps: int) -> None:
+    saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["env_steps"] == total_env_steps
+    assert saved["weight_updates"] == total_env_steps // 40  # 2 x 4 environments x 5 steps each
     assert len(saved["RolloutDataModule"]["processes"]) == 2
+
+
+def test_a_slurm_job_that_runs_out_of_time_is_requeued_and_goes_on(tmp_path, survived):
+    """SLURM itself is not here: tests/faults/slurm starts tasks with the variables that it sets."""
+    log = tmp_path / "log"
+    log.touch()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
+        "PATH": f"{Path(__file__).parent / 'slurm'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{"OMP_NUM_THREADS": "1", "FAKE_SLURM_LOG": str(log), "MASTER_PORT": str(free_port())},
+        **{"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "a2d", "SLURM_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"},
+        **{"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "1"},
+    }
+
+    def submit(total_env_steps: int) -> subprocess.Popen:
+        command = ["bash", "docs/examples/slurm.sh", *search_of(tmp_path / "run", total_env_steps)]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+
+    job = submit(1200)
+    wait_for((tmp_path / "run" / "metrics.csv").is_file, job)
+    srun = int(log.read_text().removeprefix("srun "))
+    os.kill(srun, signal.SIGUSR1)
+    began = time.monotonic()
+    _, said = job.communicate(timeout=60)
+    in_time = time.monotonic() - began < 10
+    requeued = log.read_text().splitlines()[1:] == ["scontrol requeue 7"]
+    assert 0 < torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["env_steps"] < 1200
+    again = submit(1200)
+    _, said_again = again.communicate(timeout=250)
+    ok = in_time and requeued and job.returncode == INTERRUPTED and again.returncode == 0
+    survived("USR1 to a SLURM job of two tasks: saved, requeued, gone on", ok, said[-2000:] + said_again[-2000:])
+    check_two_processes_finished(tmp_path / "run", 1200)
