@@ -38,7 +38,7 @@ RECENT_GAMES = 100
 def rmsprop(params: Any) -> Optimizer:
     """RMSProp at the paper's 1e-3, with A2C's smoothing 0.99 and eps 1e-5: with DQN's eps of 0.01 and gradients clipped
     to norm 0.5, eps would outweigh nearly every weight's gradient and the update would be plain SGD."""
-    return torch.optim.RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5)
+    return torch.optim.RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5, foreach=True)
 
 
 class ActorCriticModule(EvaluatedModule):
