@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib.util
 import logging
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -86,8 +87,9 @@ class RayCollection(Collection):
         if new:
             settings: dict[str, Any] = {"include_dashboard": False} if self.address == "local" else {}
             try:
+                self._knock()
                 ray.init(address=self.address, logging_level=logging.ERROR, **settings)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise SettingError(
                     f"data.collection.address: there is no Ray cluster at {self.address!r} "
                     f"({str(error).splitlines()[0]}); start one by 'ray start --head', or say local."
@@ -102,6 +104,12 @@ class RayCollection(Collection):
                 f"that has {cores}; choose fewer, or add machines."
             )
         return new
+
+    def _knock(self) -> None:
+        """Ray goes on asking for minutes at an address where nobody is."""
+        host, _, port = self.address.rpartition(":")
+        if host and port.isdecimal():
+            socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
 M = TypeVar("M", bound=Callable[..., Any])

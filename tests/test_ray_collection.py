@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -189,6 +190,14 @@ def test_games_that_must_act_together_are_not_played_apart():
 def test_the_command_line_refuses_it_in_one_line(run):
     error = run("teacher", "--data.collection", "RayCollection", "--data.collection.num_workers", "3")
     assert "data.collection.num_workers: 3 workers cannot share data.num_envs 4 equally" in error
+
+
+def test_an_address_where_nobody_is_is_named():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(SettingError, match=f"there is no Ray cluster at '{address}'"):
+        RayCollection(2, address=address).start(GAMES, agent_of(), 5, CPU, {})
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch):
