@@ -222,11 +222,7 @@ class ActorCriticModule(EvaluatedModule):
             metrics = self._without(rollout, error)
         move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
-        # what Lightning does with some twenty values takes 3 ms, and loggers take them at these steps only
-        trainer = cast(Any, self.trainer)
-        every = trainer.log_every_n_steps
-        if batch_idx == 0 or (every and (trainer.fit_loop.total_batch_idx + 1) % every == 0):
-            self._log_training(metrics)
+        self._log_training(metrics)
 
     def learn(self, rollout: TensorDict) -> Metrics:
         """Updates on a rollout; returns what is worth logging."""
