@@ -195,8 +195,12 @@ class _CollectingElsewhere(Collecting):
                 weight_sync_schemes={},
             )
         if state:
-            with restoring():
-                self._all("go_on", [(part,) for part in state["workers"]])
+            try:
+                with restoring():
+                    self._all("go_on", [(part,) for part in state["workers"]])
+            except BaseException:
+                self.shutdown()  # nobody else will
+                raise
 
     def rollout(self) -> TensorDict:
         import ray  # noqa: PLC0415 (optional)

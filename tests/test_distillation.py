@@ -186,7 +186,9 @@ def derived(folder: Path, **settings: Any) -> AgentModule:
 
 @pytest.mark.parametrize("mode", TERMS)
 @pytest.mark.parametrize("stage", ["teacher", "search", "retrain"])
-def test_every_mode_trains_every_kind_of_student(stage: str, mode: Any, teacher: str, tmp_path: Path) -> None:
+def test_every_mode_trains_every_kind_of_student(
+    stage: str, mode: Any, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     L.seed_everything(0, verbose=False)
     frames = FrameSettings(size=SIZE, stack=1, skip=1)
     data = RolloutDataModule(CATCH, num_envs=4, total_env_steps=40, env_steps_per_epoch=40, frames=frames)
@@ -205,7 +207,7 @@ def test_every_mode_trains_every_kind_of_student(stage: str, mode: Any, teacher:
         moving.append({name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()})
         return step(optimizer)
 
-    module.apply_weights_gradient = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(module, "apply_weights_gradient", watched)
     quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
     trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=1, limit_val_batches=0, **quiet)
     with warnings.catch_warnings():

@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
+from ray.cluster_utils import Cluster
 from test_resume import goes_on_to_the_last_bit
 
 from a2d_lightning.collection import Games, LocalCollection
@@ -37,9 +39,6 @@ def agent_of(network: str = "four_conv") -> ActorCritic:
 @pytest.fixture(scope="module")
 def cluster():
     """Address of a cluster of two nodes with a core each."""
-    import ray  # noqa: PLC0415 (takes a second)
-    from ray.cluster_utils import Cluster  # noqa: PLC0415
-
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     found.add_node(num_cpus=1)
     yield found.address
@@ -70,8 +69,6 @@ def played(found, agent, rollouts: int) -> list:
 
 @pytest.mark.slow
 def test_workers_on_two_nodes_play_what_two_local_collectors_play(cluster):
-    import ray  # noqa: PLC0415
-
     collection = RayCollection(2, address=cluster)
     agent = agent_of()
     with collecting(collection, GAMES, agent) as found:
@@ -98,8 +95,6 @@ def test_a_run_on_a_cluster_goes_on_to_the_last_bit(cluster, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_what_fails_on_a_worker_is_named(cluster):
-    import ray  # noqa: PLC0415
-
     agent = agent_of()
     with collecting(RayCollection(2, address=cluster), GAMES, agent) as found:
         with torch.no_grad():
