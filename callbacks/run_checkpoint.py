@@ -52,6 +52,9 @@ class RunCheckpoint(Checkpoint):
         """Starts the clock; hears of signals in place of Lightning, and tells the processes that Lightning started."""
         self._saved_at = self._rollout_began_at = time.monotonic()
         self._evaluated = False
+        epoch = trainer.fit_loop.epoch_loop
+        if epoch.restarting and epoch.batch_progress.current.ready == 0:
+            epoch.restarting = False  # to Lightning it is at the end of the epoch before, and counts that batch again
         INTERRUPTION.catch_signals()  # Lightning has put its own handlers in place by now
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if environment is not None and not environment.creates_processes_externally:

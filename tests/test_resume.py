@@ -10,6 +10,7 @@ from toy_game import CATCH, register
 from a2d_lightning.cli import main
 from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from callbacks.run_checkpoint import RunCheckpoint
 
 register()
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -193,6 +194,31 @@ def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resume
     whole, parts = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
     )
+    for name in whole:
+        assert same(whole[name], parts[name]), name
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_a_run_stopped_between_an_evaluation_and_the_next_rollout_counts_no_batch_twice(tmp_path, monkeypatch):
+    args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
+    fit("teacher", tmp_path / "whole", 400, *args)
+    real = RunCheckpoint.on_train_epoch_end
+
+    def asked_to_stop(self, trainer, pl_module):
+        real(self, trainer, pl_module)
+        monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+
+    monkeypatch.setattr(RunCheckpoint, "on_train_epoch_end", asked_to_stop)
+    with pytest.raises(SystemExit):
+        fit("teacher", tmp_path / "parts", 400, *args)
+    monkeypatch.setattr(INTERRUPTION, "asked_by", "")
+    monkeypatch.setattr(RunCheckpoint, "on_train_epoch_end", real)
+    assert [row["val/score"] for row in metrics(tmp_path / "parts") if "val/score" in row] != []
+    fit("teacher", tmp_path / "parts", 400, *args, "--ckpt_path", "last")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert parts["loops"]["fit_loop"]["epoch_loop.state_dict"] == {"_batches_that_stepped": 400 // ROLLOUT}
     for name in whole:
         assert same(whole[name], parts[name]), name
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
