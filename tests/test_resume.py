@@ -163,8 +163,18 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
         # the second stop leaves four of the eight rollouts that the derived network is recalibrated on
         ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140, 320]),
         ("retrain", PPO_ARGS, [280]),
+        # metrics are written at every third rollout, whichever was the first after a stop
+        ("teacher", ["--trainer.log_every_n_steps", "3"], [140]),
     ],
-    ids=["teacher-catch", "teacher-ppo", "search", "search-bilevel", "search-evaluated", "retrain-ppo"],
+    ids=[
+        "teacher-catch",
+        "teacher-ppo",
+        "search",
+        "search-bilevel",
+        "search-evaluated",
+        "retrain-ppo",
+        "thirds",
+    ],
 )
 def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_the_last_bit(
     stage, args, stops, tmp_path, small_architecture, monkeypatch

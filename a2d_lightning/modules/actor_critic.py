@@ -222,7 +222,9 @@ class ActorCriticModule(EvaluatedModule):
             metrics = self._without(rollout, error)
         move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
-        self._log_training(metrics)
+        # what Lightning does with some twenty values takes 3 ms, and loggers take them at these steps only
+        if batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs:
+            self._log_training(metrics)
 
     def learn(self, rollout: TensorDict) -> Metrics:
         """Updates on a rollout; returns what is worth logging."""
