@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,6 +27,7 @@ from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, newest_good
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
+from a2d_lightning.metrics_file import MetricsFile
 from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import count_parameters
@@ -97,7 +98,7 @@ class A2DCLI(LightningCLI):
             raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
         if self._get(self.config, "trainer").get("logger") in (None, True):
-            loggers = [TensorBoardLogger(run_dir, name="", version=""), CSVLogger(run_dir, name="", version="")]
+            loggers = [TensorBoardLogger(run_dir, name="", version=""), MetricsFile(run_dir, name="", version="")]
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
         plugins = self._get(self.config, "trainer").get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]

@@ -67,9 +67,10 @@ def read_metrics(run_dir: Path) -> dict[str, Series]:
         raise SettingError(f"--run_dir: {str(run_dir)!r} holds no metrics.csv; name the folder of a run.")
     resumed_at = float("inf")
     for file in sorted(files, key=_order, reverse=True):
-        with open(file, newline="") as lines:
-            # what came after the checkpoint that a later session went on from was done again
-            rows = [row for row in csv.DictReader(lines) if row["step"] and float(row["step"]) <= resumed_at]
+        # a machine that lost its power may have written half of the last line
+        lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        # what came after the checkpoint that a later session went on from was done again
+        rows = [row for row in csv.DictReader(lines) if row["step"] and float(row["step"]) <= resumed_at]
         for row in rows:
             for name, value in row.items():
                 if value and name != "step":

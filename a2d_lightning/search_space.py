@@ -54,8 +54,10 @@ def skip(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     """Identity; where the shape changes, average pool and a 1x1 projection with batch norm (its MACs count)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
+    # without padding count_include_pad changes nothing, but Inductor's gradient is wrong with it (pytorch issue 198119)
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(
-        nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity(),
+        pool if stride > 1 else nn.Identity(),
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
         nn.BatchNorm2d(out_channels),
     )

@@ -20,6 +20,11 @@ def test_what_was_done_again_counts_once(tmp_path):
     assert read_metrics(tmp_path) == expected
 
 
+def test_a_line_that_a_machine_wrote_half_of_is_left_out(tmp_path):
+    (tmp_path / "metrics.csv").write_text("loss/value,step\n1.5,100\n0.5,200\n0.25,30")  # of 300
+    assert read_metrics(tmp_path) == {"loss/value": [(100, 1.5), (200, 0.5)]}
+
+
 def test_a_picture_is_written(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val/score,search/entropy_cell00\n100,-20,2.1\n200,-19,2.0\n")
     curves(["--run_dir", str(tmp_path)])

@@ -1,0 +1,74 @@
+"""``metrics.csv`` of a run, written so that neither a kill nor a full disk costs a row."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_info
+
+from a2d_lightning.atomic_file import write_atomically
+
+
+class MetricsFile(CSVLogger):
+    """Lightning's CSVLogger, with a file that holds whole rows at any moment.
+
+    Lightning's own empties the file when a new column comes and writes it anew: a kill in between loses all rows.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer."""
+        if self._experiment is None:
+            self._fs.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = _Writer(self.log_dir)
+        return self._experiment
+
+
+class _Writer(ExperimentWriter):
+    def save(self) -> None:
+        if not self.metrics:
+            return
+        path = Path(self.metrics_file_path)
+        columns = sorted({*self.metrics_keys}.union(*self.metrics))
+        try:
+            if columns == self.metrics_keys and path.exists():
+                _append(path, _csv(columns, self.metrics))
+            else:
+                header = dict(zip(columns, columns, strict=True))
+                write_atomically(path, _csv(columns, [header, *_rows(path), *self.metrics]))
+        except OSError as error:
+            rank_zero_info(f"warning: {path} could not be written ({error.strerror}); its rows wait in memory")
+        else:
+            self.metrics_keys, self.metrics = columns, []
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _csv(columns: list[str], rows: Iterable[dict[str, Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _append(path: Path, content: bytes) -> None:
+    size = path.stat().st_size
+    try:
+        with open(path, "ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        os.truncate(path, size)
+        raise

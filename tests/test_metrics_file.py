@@ -1,0 +1,58 @@
+"""The rows of a run's metrics outlive kills and full disks."""
+
+import csv
+import subprocess
+import sys
+
+from lightning.pytorch.loggers import CSVLogger
+
+from a2d_lightning.metrics_file import MetricsFile
+
+
+def test_it_holds_what_lightnings_own_would(tmp_path):
+    sessions = [[{"a": 1.0}, {"a": 2.0}], [{"a": 3.0, "b": 4.0}], [{"b": 5.0}], [], [{"c": 6.0}, {"a": 7.0}]]
+    written = []
+    for kind in (CSVLogger, MetricsFile):
+        logger = kind(tmp_path / kind.__name__, name="", version="")
+        step = 0
+        for rows in sessions:
+            for row in rows:
+                step += 1
+                logger.log_metrics(row, step=step)
+            logger.save()
+        with open(tmp_path / kind.__name__ / "metrics.csv", newline="") as file:
+            written.append(list(csv.DictReader(file)))
+    assert written[0] == written[1]
+    assert [row["step"] for row in written[1]] == ["1", "2", "3", "4", "5", "6"]
+
+
+_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from a2d_lightning.metrics_file import MetricsFile
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+file = Path(sys.argv[1]) / "metrics.csv"
+logger = MetricsFile(sys.argv[1], name="", version="")
+
+def saved(step, **metrics):
+    if metrics:
+        logger.log_metrics(metrics, step=step)
+    logger.save()
+    print(file.read_text().split())
+
+saved(1, a=1.0)
+resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 2, resource.RLIM_INFINITY))
+saved(2, a=2.0)  # two bytes of its row fit
+saved(3, a=3.0, b=4.0)  # a new column
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+saved(0)
+"""
+
+
+def test_a_full_disk_costs_no_row(tmp_path):
+    done = subprocess.run([sys.executable, "-c", _FULL_DISK, tmp_path], capture_output=True, text=True, check=True)
+    first, full, full_with_a_new_column, room = done.stdout.splitlines()
+    assert first == full == full_with_a_new_column == str(["a,step", "1.0,1"])
+    assert room == str(["a,b,step", "1.0,,1", "2.0,,2", "3.0,4.0,3"])
+    assert "metrics.csv could not be written (File too large); its rows wait in memory" in done.stderr
