@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,7 +27,7 @@ from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, newest_good
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
-from a2d_lightning.metrics_file import MetricsFile
+from a2d_lightning.loggers import MetricsFile, TensorBoardFile
 from a2d_lightning.modules import AgentModule, RandomModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import count_parameters
@@ -98,7 +98,7 @@ class A2DCLI(LightningCLI):
             raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
         if self._get(self.config, "trainer").get("logger") in (None, True):
-            loggers = [TensorBoardLogger(run_dir, name="", version=""), MetricsFile(run_dir, name="", version="")]
+            loggers = [TensorBoardFile(run_dir, name="", version=""), MetricsFile(run_dir, name="", version="")]
             kwargs["logger"] = loggers if self.subcommand == "fit" else False
         plugins = self._get(self.config, "trainer").get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
@@ -242,6 +242,13 @@ def _quieten() -> None:
     noise = ("litlogger", "litmodels", "`Trainer.fit` stopped")
     messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     messages.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
+    threading.excepthook = _say_unless_tensorboard_does
+
+
+def _say_unless_tensorboard_does(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread raises its error again where something is logged."""
+    if type(error.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(error)
 
 
 def _user_mistake(error: BaseException) -> Exception:

@@ -114,21 +114,24 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_its_end_is_an
     command = [
         *(sys.executable, "-m", "a2d_lightning", "fit", "--config", "configs/teacher.yaml"),
         *("--config", "configs/scale/smoke.yaml", "--run_dir", str(tmp_path), "--trainer.limit_val_batches", "0"),
-        "--trainer.logger=false",
+        *("--trainer.log_every_n_steps", "1", "--data.total_env_steps", "4000", "--data.env_steps_per_epoch", "2000"),
     ]
     subprocess.run([*command, "--trainer.max_epochs", "1"], cwd=ROOT, check=True, capture_output=True)
-    size = (tmp_path / "checkpoints" / "last.ckpt").stat().st_size
     old = (tmp_path / "checkpoints" / "last.ckpt").read_bytes()
     done = subprocess.run(
         [*command, "--ckpt_path", "last"],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: limit_files_to(size // 2),
+        preexec_fn=lambda: limit_files_to(10_000),
         check=False,
     )
     assert done.returncode == 1, done.stderr[-2000:]
     assert "next.ckpt could not be written (File too large); training goes on" in done.stderr
+    assert "TensorBoard's file could not be written (File too large) and ends here" in done.stderr
+    assert "its rows wait in memory" in done.stderr
+    assert "4,000 of 4,000 environment steps" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the end of the run could not be saved" in line
     survived("disk full: the old file remains", (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == old)

@@ -1,14 +1,14 @@
-"""``metrics.csv`` of a run, written so that neither a kill nor a full disk costs a row."""
+"""What a run logs: no kill costs a row of ``metrics.csv``, and a full disk neither a row nor the run."""
 
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -32,6 +32,8 @@ class MetricsFile(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
+    _waiting = False
+
     def save(self) -> None:
         if not self.metrics:
             return
@@ -44,9 +46,44 @@ class _Writer(ExperimentWriter):
                 header = dict(zip(columns, columns, strict=True))
                 write_atomically(path, _csv(columns, [header, *_rows(path), *self.metrics]))
         except OSError as error:
-            rank_zero_info(f"warning: {path} could not be written ({error.strerror}); its rows wait in memory")
+            if not self._waiting:
+                rank_zero_info(f"warning: {path} could not be written ({error.strerror}); its rows wait in memory")
+            self._waiting = True
         else:
+            self._waiting = False
             self.metrics_keys, self.metrics = columns, []
+
+
+class TensorBoardFile(TensorBoardLogger):
+    """Lightning's TensorBoardLogger, which ends when the disk is full: TensorBoard's thread is gone by then, and raises
+    its error at whatever is logged next."""
+
+    _ended = False
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        """See Lightning's."""
+        self._as_long_as_it_lasts(super().log_metrics, *args, **kwargs)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """See Lightning's."""
+        self._as_long_as_it_lasts(super().log_hyperparams, *args, **kwargs)
+
+    def save(self) -> None:
+        """See Lightning's."""
+        self._as_long_as_it_lasts(super().save)
+
+    def finalize(self, status: str) -> None:
+        """See Lightning's."""
+        self._as_long_as_it_lasts(super().finalize, status)
+
+    def _as_long_as_it_lasts(self, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        if self._ended:
+            return
+        try:
+            write(*args, **kwargs)
+        except OSError as error:
+            self._ended = True
+            rank_zero_info(f"warning: TensorBoard's file could not be written ({error.strerror}) and ends here")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
