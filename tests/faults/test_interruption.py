@@ -104,7 +104,7 @@ def test_an_update_that_takes_longer_than_a_scheduler_waits_is_dropped(tmp_path,
     # a save in time is followed by one more rollout of 20 steps and the save of the stop; one that is not, by nothing
     [(2.0, 220), (30.0, 100)],
 )
-def test_a_signal_while_a_checkpoint_is_written_leaves_a_whole_one(disk_seconds, saved_steps, tmp_path, survived):
+def test_a_signal_while_a_checkpoint_is_written_leaves_a_good_one(disk_seconds, saved_steps, tmp_path, survived):
     slow = json.dumps({"class_path": "tests.faults.interrupters.SlowDisk", "init_args": {"seconds": disk_seconds}})
     quick = ["--data.env_steps_per_epoch", "100", "--trainer.limit_val_batches", "0"]
     process = start(tmp_path, *quick, f"--trainer.callbacks+={slow}")
