@@ -4,9 +4,13 @@ import csv
 import subprocess
 import sys
 
+import pytest
 from lightning.pytorch.loggers import CSVLogger
+from test_resume import CATCH_ARGS, fit
 
 from a2d_lightning.loggers import MetricsFile
+from a2d_lightning.modules import actor_critic
+from a2d_lightning.modules.actor_critic import ActorCriticModule
 
 
 def test_it_holds_what_lightnings_own_would(tmp_path):
@@ -56,3 +60,21 @@ def test_a_full_disk_costs_no_row(tmp_path):
     assert first == full == full_with_a_new_column == str(["a,step", "1.0,1"])
     assert room == str(["a,b,step", "1.0,,1", "2.0,,2", "3.0,4.0,3"])
     assert done.stderr.count("metrics.csv could not be written (File too large); its rows wait in memory") == 1
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.0, [20, 40, 60, 80, 100]), (1e9, [20, 20, 60, 60, 60])])
+def test_the_terminal_has_the_metrics_of_the_last_second_or_of_the_last_logging_step(
+    seconds, shown, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(actor_critic, "METRICS_SECONDS", seconds)
+    seen = []
+    monkeypatch.setattr(
+        ActorCriticModule,
+        "on_train_batch_end",
+        lambda self, *_: seen.append(int(self.trainer.callback_metrics["step"])),
+        raising=False,
+    )
+    fit("teacher", tmp_path, 100, *CATCH_ARGS, "--trainer.log_every_n_steps", "3")
+    assert seen == shown
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["loss/total"]] == ["60"]

@@ -1,5 +1,6 @@
 """What the three stages share: acting and updating on one rollout, Eq. 8, the clock, evaluation, checkpoints."""
 
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ from a2d_lightning.search_space import FrameShape
 from a2d_lightning.teachers import IDENTITY, AgentCard, FrozenTeacher, load_teacher
 
 RECENT_GAMES = 100
+
+METRICS_SECONDS = 1.0
+"""Metrics on the terminal are no older."""
 
 
 def rmsprop(params: Any) -> Optimizer:
@@ -128,6 +132,7 @@ class ActorCriticModule(EvaluatedModule):
         self.weight_updates = 0
         self.skipped_updates = 0
         self._learning_rates: list[float] = []
+        self._logged_at = 0.0
         # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
         self._teacher: tuple[FrozenTeacher, ...] = ()
         # of this rank's games: ranks end games at different times, so a sum over them would wait for ever
@@ -222,8 +227,10 @@ class ActorCriticModule(EvaluatedModule):
             metrics = self._without(rollout, error)
         move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
-        # what Lightning does with some twenty values takes 3 ms, and loggers take them at these steps only
-        if batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs:
+        # what Lightning does with some twenty values takes 3 ms; loggers take them at logging steps, the terminal by time
+        due = batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs
+        if due or time.monotonic() - self._logged_at >= METRICS_SECONDS:
+            self._logged_at = time.monotonic()
             self._log_training(metrics)
 
     def learn(self, rollout: TensorDict) -> Metrics:

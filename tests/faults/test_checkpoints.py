@@ -134,4 +134,7 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_its_end_is_an
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "the end of the run could not be saved" in line
-    survived("disk full: training goes on, the old file remains", (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == old)
+    survived(
+        "disk full: training goes on, the old file remains",
+        (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == old,
+    )
