@@ -227,7 +227,7 @@ class ActorCriticModule(EvaluatedModule):
             metrics = self._without(rollout, error)
         move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
-        # what Lightning does with some twenty values takes 3 ms; loggers take them at logging steps, the terminal by time
+        # Lightning takes 3 ms for some twenty values; loggers want them at logging steps, the terminal by time
         due = batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs
         if due or time.monotonic() - self._logged_at >= METRICS_SECONDS:
             self._logged_at = time.monotonic()
