@@ -62,3 +62,7 @@ class CompiledAgent(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training is."""
         torch.compiler.set_stance("default")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """The process goes on as it began, wherever the run ended."""
+        torch.compiler.set_stance("default")
