@@ -32,7 +32,8 @@ class CompiledAgent(L.Callback):
         Raises:
             SettingError: there is no compiler, or the network is none that stays as it is.
         """
-        agent = cast(ActorCriticModule, pl_module).agent
+        module = cast(ActorCriticModule, pl_module)
+        agent = module.agent
         if isinstance(agent.backbone, Supernet):
             raise SettingError(
                 "callbacks.CompiledAgent: a supernet is another network after each draw; leave it out of a search."
@@ -45,7 +46,7 @@ class CompiledAgent(L.Callback):
         rank_zero_info("compiling the agent; each new size of a batch takes up to a minute")
         agent.compile(mode=self.mode, dynamic=False)
         num_envs = cast(Any, trainer).datamodule.num_envs
-        frames = torch.zeros(num_envs, *agent.frame_shape, dtype=torch.uint8, device=pl_module.device)
+        frames = torch.zeros(num_envs, *module.frame_shape, dtype=torch.uint8, device=module.device)
         try:
             with torch.no_grad(), frozen_batch_norm_statistics(agent):
                 agent(frames)
