@@ -96,18 +96,17 @@ class PPO(Algorithm):
         with torch.no_grad():
             _, value, next_value = joint_forward(student, rollout)
         advantage, target = (x.flatten() for x in estimate(value, next_value))
-        num_envs = rollout.shape[0]
-        flat = rollout.flatten(0, 1)
+        num_envs, length = rollout.shape
         for _ in range(self.epochs):
             for rows in self._shuffled(student, rollout):
                 with time_steps(student, num_envs, len(rows) // num_envs):
-                    logits, value = student(flat["pixels"][rows])
+                    logits, value = student(rollout["pixels"][rows // length, rows % length])
                 chosen = advantage[rows]
                 yield Minibatch(
                     logits=logits,
                     value=value,
-                    action=flat["action"][rows],
-                    log_prob_acted=flat["log_prob"][rows],
+                    action=rollout["action"].flatten()[rows],
+                    log_prob_acted=rollout["log_prob"].flatten()[rows],
                     advantage=(chosen - chosen.mean()) / (chosen.std(correction=0) + 1e-8),
                     value_target=target[rows],
                     rows=rows,

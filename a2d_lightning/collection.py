@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.collectors import Collector
 
+from a2d_lightning.collector import RolloutCollector
 from a2d_lightning.envs import FrameSettings, GameEnv, make_env
 from a2d_lightning.errors import SettingError
 from a2d_lightning.normalization import frozen_batch_norm_statistics
+from a2d_lightning.parking import ParkedThreads
 from a2d_lightning.policy import SamplingPolicy
 from a2d_lightning.watchdog import Watchdog
 
@@ -32,12 +33,25 @@ class Games:
     seed: int
     where: str
     """Who plays them, for errors: ``rank 0``."""
+    first_core: int = -1
+    """Of the emulators' threads, one to a core; -1 leaves them to the system."""
+    acts_on_cpu: bool = True
+    """Whether torch's threads act for them, and may be in their way."""
 
     def build(self) -> GameEnv:
         """The environments."""
         watchdog = Watchdog(f"data.game: an environment of {self.game} ({self.where})", self.timeout_seconds)
+        parked = ParkedThreads(self.num_threads) if self.acts_on_cpu else None
         return make_env(
-            self.game, self.num_envs, self.frames, self.seed, self.num_threads, self.noop_max, watchdog=watchdog
+            self.game,
+            self.num_envs,
+            self.frames,
+            self.seed,
+            self.num_threads,
+            self.noop_max,
+            self.first_core,
+            watchdog,
+            parked,
         )
 
     def shared_out(self, workers: int, threads: int) -> list["Games"]:
@@ -47,6 +61,7 @@ class Games:
                 self,
                 num_envs=self.num_envs // workers,
                 num_threads=threads,
+                first_core=-1,
                 seed=derived_seed(self.seed, worker),
                 where=f"{self.where}, worker {worker}",
             )
@@ -127,23 +142,20 @@ class _CollectingHere(Collecting):
         if state:
             with restoring():
                 self.env.restore_games(state["games"])
-        # the collector tries its policy once when it is built
-        with frozen_batch_norm_statistics(agent):
-            self.collector = Collector(
-                self.env,
-                self.policy,
-                frames_per_batch=games.num_envs * rollout_length,
-                total_frames=-1,
-                policy_device=device,
-                env_device="cpu",
-                storing_device=device,
-                track_traj_ids=False,
-                # on a GPU the collector would yield inside its side stream
-                return_same_td=device.type == "cpu",
-                trust_policy=True,
-                auto_register_policy_transforms=False,
-            )
-        if state:  # the collector has drawn an action
+        self.collector = RolloutCollector(
+            self.env,
+            self.policy,
+            frames_per_batch=games.num_envs * rollout_length,
+            total_frames=-1,
+            policy_device=device,
+            env_device="cpu",
+            storing_device=device,
+            # on a GPU the collector would yield inside its side stream
+            return_same_td=device.type == "cpu",
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+        )
+        if state:
             with restoring():
                 self.policy.generator.set_state(state["policy_generator"].cpu())
         self.collected: Iterator[TensorDict] = iter(self.collector)

@@ -17,6 +17,7 @@ from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
 from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game
 from a2d_lightning.errors import SettingError
+from a2d_lightning.parking import first_core
 from a2d_lightning.ranks import gathered
 from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
 
@@ -154,15 +155,19 @@ class RolloutDataModule(L.LightningDataModule):
     def games(self, num_envs: int, seed: int) -> Games:
         """``num_envs`` games with this module's settings."""
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
+        threads = self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks))
+        trainer = self.trainer
         return Games(
             game=self.game,
             num_envs=num_envs,
             frames=self.frames,
             noop_max=self.noop_max,
-            num_threads=self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks)),
+            num_threads=threads,
             timeout_seconds=self.env_timeout_seconds,
             seed=seed,
-            where=f"rank {self.trainer.global_rank if self.trainer is not None else 0}",
+            where=f"rank {trainer.global_rank if trainer is not None else 0}",
+            first_core=first_core(threads, trainer.local_rank if trainer is not None else 0, local_ranks),
+            acts_on_cpu=trainer is None or trainer.strategy.root_device.type == "cpu",
         )
 
     def make_env(self, num_envs: int, seed: int) -> GameEnv:

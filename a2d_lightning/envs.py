@@ -24,6 +24,7 @@ from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.games import atari_rom
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.journal import GO_ON, Journal, Reset
+from a2d_lightning.parking import ParkedThreads
 from a2d_lightning.watchdog import Watchdog
 
 ATARI_FRAMES_PER_GAME = 108_000
@@ -44,20 +45,41 @@ class FrameSettings:
     """Probability that the emulator repeats the last action (Atari only)."""
 
 
-class GameEnv(EnvBase):
-    """``n`` games side by side as a TorchRL environment.
+@dataclass(frozen=True)
+class Decision:
+    """What one decision of ``n`` games led to."""
 
-    Reads ``action`` int64 ``[n]``. Writes ``pixels`` uint8 ``[n, stack, size, size]``, and per step ``reward`` (raw,
-    float32 ``[n, 1]``), ``terminated`` / ``truncated`` / ``done`` (of the game), ``life_lost``, and ``game_score``
-    (the sum of raw rewards since the game began; where ``done``, the game's score). The observation of a step that
-    ends a game is that game's true last one. A reset reads ``_reset`` (which environments) and, where given,
-    ``game_seed`` int64 ``[n]``.
+    pixels: np.ndarray
+    """uint8 ``[n, stack, size, size]``; where a game ended, its true last observation."""
+    reward: np.ndarray
+    """float32 ``[n]``, raw."""
+    game_score: np.ndarray
+    """float32 ``[n]``, the sum of raw rewards since the game began; where it ended, the game's score."""
+    life_lost: np.ndarray
+    """bool ``[n]``."""
+    terminated: np.ndarray
+    """bool ``[n]``, of the game."""
+    truncated: np.ndarray
+    """bool ``[n]``, of the game."""
+
+    @property
+    def done(self) -> np.ndarray:
+        """Where a game is over, bool ``[n]``."""
+        return self.terminated | self.truncated
+
+
+class GameEnv(EnvBase):
+    """``n`` games side by side: :meth:`begin` and :meth:`play` on arrays, and the same as a TorchRL environment.
+
+    As such it reads ``action`` int64 ``[n]`` and writes :class:`Decision`'s fields and ``done``, all but pixels
+    ``[n, 1]``. A reset reads ``_reset`` (which environments).
 
     Args:
         vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_vector`.
         seed: fixes the seeds of all games to come.
-        decisions_per_seed: a reset seeds an environment that has made as many decisions since it was seeded.
+        decisions_per_seed: a game that begins seeds an environment that has made as many decisions since its last seed.
         watchdog: ends the process when an emulator hangs.
+        parked: makes room for the emulators while they work.
     """
 
     batch_locked = True
@@ -68,11 +90,13 @@ class GameEnv(EnvBase):
         seed: int,
         decisions_per_seed: int = 0,
         watchdog: Watchdog | None = None,
+        parked: ParkedThreads | None = None,
     ) -> None:
         num_envs = vector.num_envs
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.vector = vector
         self.watchdog = watchdog
+        self.parked = parked
         self.num_actions = int(vector.single_action_space.n)  # type: ignore[attr-defined]
         self.frame_shape: tuple[int, ...] = tuple(vector.single_observation_space.shape or ())
         pixels = Unbounded((num_envs, *self.frame_shape), dtype=torch.uint8)
@@ -84,11 +108,12 @@ class GameEnv(EnvBase):
         self.done_spec = Composite(
             done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(num_envs,)
         )
-        self._game_score = torch.zeros(num_envs, 1)
+        self._pixels = np.zeros((num_envs, *self.frame_shape), dtype=np.uint8)
+        self._game_score = np.zeros(num_envs, dtype=np.float32)
         self._lives = np.zeros(num_envs, dtype=np.int64)
         self.decisions_per_seed = decisions_per_seed
         self.journal = Journal(num_envs)
-        self._restored: TensorDictBase | None = None
+        self._is_restored = False
         self._set_seed(seed)
 
     def _set_seed(self, seed: int | None) -> None:
@@ -96,100 +121,101 @@ class GameEnv(EnvBase):
         self._seed_streams = [np.random.default_rng(child) for child in entropy.spawn(self.batch_size[0])]
         self._decisions_since_seed = np.full(self.batch_size[0], np.inf)  # never
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
-        num_envs = self.batch_size[0]
-        mask = np.ones(num_envs, dtype=np.bool_)
-        seeds = None
-        if tensordict is not None:
-            if (chosen := tensordict.get("_reset", None)) is not None:
-                mask = chosen.reshape(num_envs).numpy()
-            seeds = tensordict.get("game_seed", None)
-        if self._restored is not None:
-            restored, self._restored = self._restored, None
-            if mask.all() and seeds is None:
-                return restored
+    def begin(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> np.ndarray:
+        """Begins new games.
+
+        Args:
+            mask: bool ``[n]``, where.
+            seeds: int64 ``[n]``, of these games; if absent, drawn where they are due.
+
+        Returns:
+            what all games show now, uint8 ``[n, stack, size, size]``.
+        """
         if seeds is None:
             due = mask & (self._decisions_since_seed >= self.decisions_per_seed)
             streams = zip(self._seed_streams, due, strict=True)
-            return self._begin(mask, np.array([stream.integers(2**31) if now else GO_ON for stream, now in streams]))
-        return self._begin(mask, seeds.numpy())
-
-    def _begin(self, mask: np.ndarray, seeds: np.ndarray) -> TensorDictBase:
-        """New games in the environments of ``mask``."""
-        num_envs = self.batch_size[0]
+            seeds = np.array([stream.integers(2**31) if now else GO_ON for stream, now in streams])
         self.journal.reset(mask, seeds)
         self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
         with self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
-        index = torch.from_numpy(mask)
-        self._game_score = self._game_score.masked_fill(index[:, None], 0.0)
+        # of the others a vector environment need not report anything that holds
+        self._pixels = np.where(mask[:, None, None, None], pixels, self._pixels)
+        self._game_score = np.where(mask, np.float32(0.0), self._game_score)
         if "lives" in info:
-            # of the others Gymnasium reports 0 here
             self._lives = np.where(mask, info["lives"], self._lives)
+        return self._pixels
+
+    def play(self, actions: np.ndarray) -> Decision:
+        """Plays one decision of each game.
+
+        Args:
+            actions: int ``[n]``.
+
+        Raises:
+            ValueError: there is no such action.
+            RunFailedError: an environment failed.
+        """
+        # an action out of range kills ale-py's worker thread and the next call waits for ever
+        if actions.min() < 0 or actions.max() >= self.num_actions:
+            raise ValueError(f"action outside 0..{self.num_actions - 1}: {actions.tolist()}")
+        with self._emulating():
+            self._pixels, reward, terminated, truncated, info = self.vector.step(actions)
+        self.journal.step(actions)
+        self._decisions_since_seed += 1
+        rewards = reward.astype(np.float32)
+        self._game_score = self._game_score + rewards
+        lives = np.array(info["lives"]) if "lives" in info else self._lives
+        life_lost = lives < self._lives
+        self._lives = lives
+        return Decision(
+            self._pixels, rewards, self._game_score, life_lost, terminated.astype(bool), truncated.astype(bool)
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+        num_envs = self.batch_size[0]
+        chosen = None if tensordict is None else tensordict.get("_reset", None)
+        mask = np.ones(num_envs, dtype=np.bool_) if chosen is None else chosen.reshape(num_envs).numpy()
+        goes_on, self._is_restored = self._is_restored and bool(mask.all()), False
+        if not goes_on:
+            self.begin(mask)
         no = torch.zeros(num_envs, 1, dtype=torch.bool)
         return TensorDict(
             {
-                "pixels": torch.from_numpy(pixels),
-                "game_score": self._game_score,
+                "pixels": torch.from_numpy(self._pixels),
+                "game_score": _column(self._game_score),
                 "life_lost": no,
                 "done": no.clone(),
                 "terminated": no.clone(),
                 "truncated": no.clone(),
             },
             self.batch_size,
-            device=self.device,  # without one the collector would look through each step's tensors
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict["action"].numpy()
-        # an action out of range kills ale-py's worker thread and the next call waits for ever
-        if action.min() < 0 or action.max() >= self.num_actions:
-            raise ValueError(f"action outside 0..{self.num_actions - 1}: {action.tolist()}")
-        with self._emulating():
-            pixels, reward, terminated, truncated, info = self.vector.step(action)
-        self.journal.step(action)
-        self._decisions_since_seed += 1
-        rewards = torch.from_numpy(reward).float()[:, None]
-        self._game_score = self._game_score + rewards
-        lives = np.array(info["lives"]) if "lives" in info else self._lives
-        life_lost = torch.from_numpy(lives < self._lives)[:, None]
-        self._lives = lives
-        over = torch.from_numpy(terminated.copy())[:, None]
-        cut = torch.from_numpy(truncated.copy())[:, None]
+        decision = self.play(tensordict["action"].numpy())
         return TensorDict(
             {
-                "pixels": torch.from_numpy(pixels),
-                "game_score": self._game_score,
-                "life_lost": life_lost,
-                "reward": rewards,
-                "done": over | cut,
-                "terminated": over,
-                "truncated": cut,
+                "pixels": torch.from_numpy(decision.pixels),
+                "game_score": _column(decision.game_score),
+                "life_lost": _column(decision.life_lost),
+                "reward": _column(decision.reward),
+                "done": _column(decision.done),
+                "terminated": _column(decision.terminated),
+                "truncated": _column(decision.truncated),
             },
             self.batch_size,
-            device=self.device,
         )
 
     @contextmanager
     def _emulating(self) -> Iterator[None]:
         """An environment that fails or hangs ends the run with a line that names it."""
         what = self.watchdog.what if self.watchdog is not None else "an environment"
-        with self.watchdog or nullcontext():
+        with self.watchdog or nullcontext(), self.parked or nullcontext():
             try:
                 yield
             except Exception as error:
                 raise RunFailedError(f"{what} failed: {type(error).__name__}: {error}") from error
-
-    def _step_and_maybe_reset(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, TensorDictBase]:
-        """EnvBase's own does the same with checks that cost a few percent of the emulation."""
-        after = self._step(tensordict)
-        onwards = tensordict.exclude("next")
-        tensordict.set("next", after)
-        now = after.exclude("reward")
-        ended = after["done"]
-        if ended.any():
-            now = self._reset(TensorDict({"_reset": ended}, self.batch_size)).where(ended[:, 0], now)
-        return tensordict, onwards.update(now)
 
     def game_state(self) -> dict[str, Any]:
         """Where the games are, as tensors, numbers and strings: what :meth:`restore_games` plays again."""
@@ -214,15 +240,14 @@ class GameEnv(EnvBase):
         self.journal.first_step = played.first_step
         everything = np.ones(self.batch_size[0], dtype=np.bool_)
         _masked_reset(self.vector, np.full(self.batch_size[0], GO_ON), everything)  # ale-py asks for a full one first
-        now = None
         for event in played.events():
             INTERRUPTION.check()
+            self._is_restored = True
             if isinstance(event, Reset):
-                now = self._begin(event.mask, event.seeds)
+                self.begin(event.mask, event.seeds)
             else:
-                now = self._step(TensorDict({"action": torch.from_numpy(event)}, self.batch_size))
+                self.play(event)
         self.journal = played
-        self._restored = None if now is None else now.exclude("reward")
         for stream, saved in zip(self._seed_streams, state["seed_streams"], strict=True):
             stream.bit_generator.state = saved
 
@@ -242,7 +267,9 @@ def make_env(
     seed: int,
     num_threads: int,
     noop_max: int,
+    first_core: int = -1,
     watchdog: Watchdog | None = None,
+    parked: ParkedThreads | None = None,
 ) -> GameEnv:
     """``num_envs`` games of ``game``: an Atari name, or the id of any Gymnasium environment with images and discrete
     actions, written with its version and no ``ALE/`` (``CarRacing-v3``).
@@ -252,8 +279,8 @@ def make_env(
     """
     if is_gymnasium_id(game):
         return GameEnv(gymnasium_vector(game, num_envs, frames), seed, watchdog=watchdog)
-    vector = atari_vector(game, num_envs, frames, num_threads, noop_max)
-    return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog)
+    vector = atari_vector(game, num_envs, frames, num_threads, noop_max, first_core)
+    return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog, parked)
 
 
 def is_gymnasium_id(game: str) -> bool:
@@ -270,8 +297,12 @@ def canonical_game(game: str) -> str:
     return game if is_gymnasium_id(game) else atari_rom(game)
 
 
-def atari_vector(game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int) -> AtariVectorEnv:
+def atari_vector(
+    game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int, first_core: int
+) -> AtariVectorEnv:
     """ale-py's C++ vector environment with the usual preprocessing: skip, max of two frames, gray, null-op starts.
+
+    Its threads stay on the cores from ``first_core`` on, one each; where the system sees fit if that is -1.
 
     A lost life neither resets the game nor ends it here (ale-py's ``episodic_life`` would reset it, and
     ``life_loss_info`` marks it as its end); :class:`GameEnv` reports it from the drop in lives.
@@ -280,6 +311,7 @@ def atari_vector(game: str, num_envs: int, frames: FrameSettings, num_threads: i
         atari_rom(game),
         num_envs,
         num_threads=num_threads,
+        thread_affinity_offset=first_core,
         max_num_frames_per_episode=ATARI_FRAMES_PER_GAME,
         repeat_action_probability=frames.sticky_action_probability,
         img_height=frames.size,
@@ -342,6 +374,11 @@ def gymnasium_vector(game: str, num_envs: int, frames: FrameSettings) -> gymnasi
 
     makers: list[Callable[[], gymnasium.Env]] = [make] * num_envs
     return gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _column(values: np.ndarray) -> torch.Tensor:
+    """``[n]`` to ``[n, 1]``, as TorchRL has it."""
+    return torch.from_numpy(values)[:, None]
 
 
 def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict]:

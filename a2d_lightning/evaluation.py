@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from a2d_lightning.envs import GameEnv
@@ -29,19 +28,20 @@ def play_games(env: GameEnv, act: Act, game_seeds: Tensor) -> Tensor:
     Raises:
         Interrupted: the process was asked to stop.
     """
-    state = env.reset(TensorDict({"game_seed": game_seeds}, env.batch_size))
-    scores = torch.zeros(env.batch_size[0])
-    playing = torch.ones(env.batch_size[0], dtype=torch.bool)
+    num_envs = env.batch_size[0]
+    pixels = env.begin(np.ones(num_envs, dtype=np.bool_), game_seeds.numpy())
+    scores = np.zeros(num_envs, dtype=np.float32)
+    playing = np.ones(num_envs, dtype=np.bool_)
     while playing.any():
         INTERRUPTION.check()
-        action = torch.zeros(env.batch_size[0], dtype=torch.int64)
-        action[playing] = act(state["pixels"][playing]).cpu()
-        state["action"] = action
-        stepped, state = env.step_and_maybe_reset(state)
-        ended = stepped["next", "done"][:, 0] & playing
-        scores[ended] = stepped["next", "game_score"][ended, 0]
+        actions = np.zeros(num_envs, dtype=np.int64)
+        actions[playing] = act(torch.from_numpy(pixels[playing])).cpu().numpy()
+        decision = env.play(actions)
+        ended = decision.done & playing
+        scores[ended] = decision.game_score[ended]
         playing &= ~ended
-    return scores
+        pixels = env.begin(decision.done) if decision.done.any() else decision.pixels
+    return torch.from_numpy(scores)
 
 
 def confidence_interval(scores: Tensor, level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:

@@ -3,18 +3,15 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-
-from a2d_lightning.errors import NonFiniteError
 
 ActionChoice = Literal["sampled", "greedy"]
 
 
 class SamplingPolicy(TensorDictModuleBase):
-    """Samples actions from an agent's logits: reads ``pixels``, writes ``action`` and ``log_prob``.
+    """Samples actions from an agent's logits: reads ``pixels``, writes ``action``.
 
     It shares the agent's weights. The random numbers are its own, since the global generator is seeded alike on all
     ranks.
@@ -26,22 +23,27 @@ class SamplingPolicy(TensorDictModuleBase):
     """
 
     in_keys = ["pixels"]
-    out_keys = ["action", "log_prob"]
+    out_keys = ["action"]
 
     def __init__(self, agent: nn.Module, seed: int, device: torch.device) -> None:
         super().__init__()
         self.agent = agent
         self.generator = torch.Generator(device).manual_seed(seed)
 
+    def noise(self, *shape: int) -> Tensor:
+        """Gumbel noise ``[*shape]``: the largest of logits and noise is a sample of their softmax."""
+        exponential = torch.empty(shape, device=self.generator.device).exponential_(generator=self.generator)
+        return exponential.log_().neg_()
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Of ``pixels`` uint8 ``[n, stack, h, w]``, float32 ``[n, actions]``."""
+        logits: Tensor = self.agent(pixels)[0]
+        return logits.float()
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """See the class."""
-        logits, _ = self.agent(tensordict["pixels"])
-        log_pi = F.log_softmax(logits.float(), dim=-1)  # [n, actions]
-        if not torch.isfinite(log_pi).all():
-            raise NonFiniteError("the policy's logits are not finite while acting; lower the learning rate.")
-        action = torch.multinomial(log_pi.exp(), 1, generator=self.generator)  # [n, 1]
-        tensordict["action"] = action[:, 0]
-        tensordict["log_prob"] = log_pi.gather(-1, action)[:, 0]
+        logits = self.logits(tensordict["pixels"])
+        tensordict["action"] = (logits + self.noise(*logits.shape)).argmax(-1)
         return tensordict
 
 

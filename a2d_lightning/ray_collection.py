@@ -14,9 +14,9 @@ import torch
 from jsonargparse.typing import PositiveInt
 from tensordict import TensorDict
 from torch import nn
-from torchrl.collectors import Collector
 
 from a2d_lightning.collection import Collecting, Collection, Games, restoring
+from a2d_lightning.collector import RolloutCollector
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.normalization import frozen_batch_norm_statistics, normalizes_by_time_step
@@ -128,7 +128,7 @@ def _answers(method: M) -> M:
     return cast(M, answer)
 
 
-class Worker(Collector):
+class Worker(RolloutCollector):
     """TorchRL's collector in a process of the cluster, with what a run asks of it between rollouts."""
 
     def __repr__(self) -> str:
@@ -182,10 +182,7 @@ class _CollectingElsewhere(Collecting):
                 [part.build for part in parts],
                 policy_factory=[functools.partial(SamplingPolicy, copied, part.seed, CPU) for part in parts],
                 collector_class=Worker,
-                collector_kwargs=[
-                    {"track_traj_ids": False, "auto_register_policy_transforms": False, "return_same_td": True}
-                    for _ in parts
-                ],
+                collector_kwargs=[{"auto_register_policy_transforms": False, "return_same_td": True} for _ in parts],
                 frames_per_batch=games.num_envs * rollout_length,
                 total_frames=sys.maxsize,
                 device=CPU,

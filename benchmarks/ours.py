@@ -120,7 +120,13 @@ def rollouts_of(data: RolloutDataModule, agent: nn.Module) -> Iterator[TensorDic
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     learner = SimpleNamespace(agent=agent, env_steps=0)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        lightning_module=learner, strategy=strategy, global_rank=0, world_size=1, num_devices=1, callbacks=[]
+        lightning_module=learner,
+        strategy=strategy,
+        global_rank=0,
+        local_rank=0,
+        world_size=1,
+        num_devices=1,
+        callbacks=[],
     )
     return iter(data.train_dataloader())
 

@@ -25,8 +25,8 @@ from benchmarks.ours import WARMUP_ROLLOUTS, data_of, train
 from benchmarks.supernets import LAPTOP_PLAN
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "emulators": [(GameEnv, "_step"), (GameEnv, "_reset")],
-    "acting": [(SamplingPolicy, "forward")],
+    "emulators": [(GameEnv, "play"), (GameEnv, "begin")],
+    "acting": [(SamplingPolicy, "logits")],
     "teacher": [(FrozenTeacher, "forward")],
     "learning, forward": [(algorithms, "joint_forward")],
     "learning, backward": [(SearchModule, "manual_backward")],

@@ -91,11 +91,12 @@ def acted_rollout(agent: ActorCritic) -> TensorDict:
     frames, _ = random_pixels(ENVS, STEPS + 1, seed=2)
     policy = SamplingPolicy(agent.train(), 0, torch.device("cpu"))
     with torch.no_grad(), frozen_batch_norm_statistics(agent):
-        acted = [policy(TensorDict({"pixels": frames[:, t]}, [ENVS])) for t in range(STEPS)]
+        logits = torch.stack([policy.logits(frames[:, t]) for t in range(STEPS)], 1)  # [n, T, actions]
     done, terminated = (torch.zeros(ENVS, STEPS, dtype=torch.bool) for _ in range(2))
     done[0, 1] = done[3, 2] = True  # truncated inside: their last frames join the update
     done[1, 2] = terminated[1, 2] = True
-    action, log_prob = (torch.stack([step[name] for step in acted], 1) for name in ("action", "log_prob"))
+    action = (logits + policy.noise(*logits.shape)).argmax(-1)
+    log_prob = Categorical(logits=logits).log_prob(action)
     after = {"pixels": frames[:, 1:], "done": done, "terminated": terminated}
     return TensorDict({"pixels": frames[:, :-1], "action": action, "log_prob": log_prob, "next": after}, [ENVS, STEPS])
 
@@ -233,7 +234,9 @@ def fit_catch(**settings: Any) -> Watched:
     frames = FrameSettings(size=SIZE, stack=1, skip=1)
     data = RolloutDataModule(CATCH, num_envs=8, total_env_steps=12 * 40, env_steps_per_epoch=6 * 40, frames=frames)
     of_data = {name: getattr(data, name) for name in ("game", "frame_shape", "num_actions", "total_env_steps")}
-    module = Watched(network="resnet14", **of_data, **settings)
+    # a high rate leaves uniform play, where all forwards would agree, in so few updates
+    fast = functools.partial(torch.optim.RMSprop, lr=1e-2, alpha=0.99, eps=1e-5)
+    module = Watched(network="resnet14", optimizer=fast, **of_data, **settings)
     quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -41,6 +41,7 @@ def on_rank(data: RolloutDataModule, rank: int = 0, world_size: int = 1, env_ste
         global_rank=rank,
         world_size=world_size,
         num_devices=1,
+        local_rank=0,
         callbacks=[],
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         lightning_module=SimpleNamespace(agent=Uniform(data.num_actions), env_steps=env_steps),
@@ -323,6 +324,15 @@ def test_frames_that_are_not_positive_are_refused(name: str, value: int) -> None
 def test_a_probability_outside_0_to_1_is_refused(probability: float) -> None:
     with pytest.raises(SettingError, match=f"sticky_action_probability: {probability} "):
         RolloutDataModule("Pong", frames=FrameSettings(sticky_action_probability=probability))
+
+
+@pytest.mark.parametrize(("device", "parks"), [("cpu", True), ("cuda", False)])
+def test_torchs_threads_make_room_for_the_emulators_where_they_act(device: str, parks: bool) -> None:
+    data = on_rank(RolloutDataModule("Pong", num_envs=2))
+    data.trainer.strategy.root_device = torch.device(device)
+    env = data.make_env(2, seed=0)
+    env.close()
+    assert (env.parked is not None) == parks
 
 
 def test_the_data_says_what_the_model_needs_to_know() -> None:

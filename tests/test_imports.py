@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
-LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "watchdog"}
+LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "watchdog"}
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -86,6 +86,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("errors", set()),
         ("atomic_file", set()),
         ("interruption", set()),
+        ("parking", set()),
         ("watchdog", set()),
         ("checkpoints", LEAVES | {"teachers"}),
         ("games", LEAVES),
@@ -101,6 +102,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("heartbeats", {"ranks"}),
         ("finite", LEAVES | {"ranks"}),
         ("envs", LEAVES | {"journal"}),
+        ("collector", LEAVES | {"envs"}),
         ("networks", LEAVES | {"search_space"}),
         ("sampling", LEAVES | {"search_space"}),
         ("supernet", LEAVES | {"normalization", "search_space", "sampling"}),
@@ -108,8 +110,8 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("budget", LEAVES | {"supernet"}),
         ("schemes", LEAVES | {"networks", "normalization", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
-        ("collection", LEAVES | {"envs", "normalization", "policy"}),
-        ("ray_collection", LEAVES | {"collection", "normalization", "policy"}),
+        ("collection", LEAVES | {"collector", "envs", "normalization", "policy"}),
+        ("ray_collection", LEAVES | {"collection", "collector", "normalization", "policy"}),
         ("data", LEAVES | {"circumstances", "collection", "envs", "ranks", "ray_collection"}),
         ("evaluation", LEAVES | {"envs"}),
     ],

@@ -116,8 +116,7 @@ def test_one_draw_and_one_temperature_serve_acting_and_updating_on_a_rollout(sea
     for rollout in range(ROLLOUTS):
         acting = [f for f in search.module.forwards if f.rollout == rollout and not f.learning]
         learning = [f for f in search.module.forwards if f.rollout == rollout and f.learning]
-        # before the first rollout the collector tries its policy once
-        assert (len(acting), len(learning)) == (LENGTH + (rollout == 0), 1)
+        assert (len(acting), len(learning)) == (LENGTH, 1)
         assert all(f.training for f in acting + learning)
         assert all(torch.equal(f.gumbel, learning[0].gumbel) for f in acting)
         assert all(f.tau == learning[0].tau for f in acting)
