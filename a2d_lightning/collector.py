@@ -32,9 +32,8 @@ class RolloutCollector(Collector):
         shape = (self.frames_per_batch + 1, *self._carrier["pixels"].shape)
         # a slot of its own for each step, since a GPU copies from pinned memory while the games go on
         self._host_frames = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")  # [T+1, n, ...]
-        self._device_frames = (
-            self._host_frames if device.type == "cpu" else torch.empty_like(self._host_frames, device=device)
-        )
+        on_cpu = device.type == "cpu"
+        self._device_frames = self._host_frames if on_cpu else torch.empty(shape, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def rollout(self) -> TensorDict:
