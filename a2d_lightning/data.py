@@ -98,7 +98,8 @@ class RolloutDataModule(L.LightningDataModule):
         clip_rewards: learn from the rewards' signs; scores are never clipped.
         noop_max: null operations at a game's start, drawn from 0 to ``noop_max - 1`` (Atari only).
         evaluation_games: full games an evaluation or a test plays.
-        num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes.
+        num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes. Where they fill
+            the machine, each stays on a core of its own.
         env_timeout_seconds: a step of the environments that takes longer ends the run with an error.
         collection: LocalCollection (in this process, and if absent) or RayCollection (by workers of a Ray cluster).
         seed: fixes environments and action sampling, together with the rank.

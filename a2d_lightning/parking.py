@@ -1,4 +1,4 @@
-"""torch's waiting threads asleep while the emulators need their cores."""
+"""Cores for the emulators: a thread of theirs on each, and torch's waiting threads asleep while they work."""
 
 import ctypes
 import functools
