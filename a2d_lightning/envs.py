@@ -298,7 +298,7 @@ def canonical_game(game: str) -> str:
 
 
 def atari_vector(
-    game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int, first_core: int
+    game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int, first_core: int = -1
 ) -> AtariVectorEnv:
     """ale-py's C++ vector environment with the usual preprocessing: skip, max of two frames, gray, null-op starts.
 
