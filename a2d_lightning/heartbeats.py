@@ -39,6 +39,11 @@ class Heartbeats:
         self._over = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="heartbeats").start()
 
+    @property
+    def listening(self) -> bool:
+        """Whether they have not been stopped."""
+        return not self._over.is_set()
+
     def stop(self) -> None:
         """Beats no more; all processes must have come as far."""
         self._over.set()

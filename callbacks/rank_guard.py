@@ -1,7 +1,8 @@
 """Several processes that stay one run: none goes on without the others, and their weights are the same."""
 
 import hashlib
-from typing import Any
+import threading
+from typing import Any, cast
 
 import lightning as L
 import torch.distributed as dist
@@ -36,6 +37,7 @@ class RankGuard(L.Callback):
         """Begins to listen."""
         if trainer.world_size > 1:
             self._heartbeats = Heartbeats(self.timeout_seconds)
+            _take_over_from_lightning(self._heartbeats)
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
         """Compares at the interval.
@@ -67,6 +69,15 @@ class RankGuard(L.Callback):
             self._heartbeats.stop()
         else:
             self._heartbeats.fail(f"{type(exception).__name__}: {str(exception).partition(chr(10))[0]}")
+
+
+def _take_over_from_lightning(heartbeats: Heartbeats) -> None:
+    """Lightning's launcher looks for dead children every five seconds and kills all without a word on how to go on; it
+    waits while ``heartbeats`` listen, or it would now and then be the first to notice."""
+    for thread in cast(list[Any], threading.enumerate()):
+        if thread.name == "child-process-observer":
+            look = thread._run
+            thread._run = lambda look=look: not heartbeats.listening and look()
 
 
 def _hash_of_parameters(module: L.LightningModule) -> str:

@@ -6,13 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from a2d_lightning.interruption import INTERRUPTED
+from callbacks import rank_guard
 from faults.test_interruption import left_of, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -39,6 +42,20 @@ def test_a_killed_rank_ends_the_other_one_which_names_it(killed_rank, tmp_path, 
     named = f"error: rank {killed_rank} (process {[process.pid, other][killed_rank]} on " in said
     assert not left_of(process)
     survived("SIGKILL of one rank of two: the other ends and names it", named and seconds < 60, said[-3000:])
+
+
+def test_lightnings_watch_waits_while_ours_listens():
+    looks = []
+    watch = threading.Thread(name="child-process-observer", target=time.sleep, args=(5,), daemon=True)
+    watch._run = lambda: looks.append(1) or True
+    watch.start()
+    heartbeats = SimpleNamespace(listening=True)
+    rank_guard._take_over_from_lightning(heartbeats)
+    assert watch._run() is False
+    assert not looks
+    heartbeats.listening = False
+    assert watch._run() is True
+    assert looks
 
 
 def test_a_rank_whose_weights_differ_is_named(tmp_path, survived):
