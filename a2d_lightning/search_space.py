@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from a2d_lightning.atomic_file import write_atomically
+from a2d_lightning.depthwise import depthwise
 from a2d_lightning.errors import SettingError
 from a2d_lightning.macs import count_macs
 
@@ -38,7 +39,7 @@ class InvertedResidual(nn.Module):
             nn.Conv2d(in_channels, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
+            depthwise(hidden, stride, kernel),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
             nn.Conv2d(hidden, out_channels, 1, bias=False),

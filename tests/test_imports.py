@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
-LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "watchdog"}
+LEAVES = {"atomic_file", "depthwise", "errors", "games", "interruption", "macs", "parking", "watchdog"}
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -83,6 +83,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
+        ("depthwise", set()),
         ("errors", set()),
         ("atomic_file", set()),
         ("interruption", set()),
