@@ -12,13 +12,13 @@ import torch
 from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.sampling import SinglePath, SoftSum
-from benchmarks.ours import data_of, train
+from benchmarks.ours import Stopwatch, data_of, train
 size, name, recompute, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 keep_freed_memory()
-data = data_of(16, 5, int(size), int(threads), 4, warmup=0)
+data = data_of(16, 5, int(size), int(threads), 4)
 sampling = {"soft": SoftSum, "single": SinglePath}[name]()
-train(SearchModule, data, sampling=sampling, recompute_activations=recompute == "True")
+train(SearchModule, data, Stopwatch(), sampling=sampling, recompute_activations=recompute == "True")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 

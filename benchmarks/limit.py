@@ -1,6 +1,5 @@
 """The limit: raw emulation, a forward to act, a forward and backward to learn, an optimizer's step, each alone."""
 
-import time
 from collections.abc import Callable
 
 import ale_py
@@ -11,12 +10,16 @@ from ale_py.vector_env import AtariVectorEnv
 
 from a2d_lightning.modules.actor_critic import rmsprop
 from a2d_lightning.networks import ActorCritic, make_backbone
+from benchmarks.turns import Lap
+
+PARTS = ("acting", "learning", "optimizer")
+"""Of a rollout, besides emulation."""
 
 
-def raw_env(num_envs: int, frame_size: int, threads: int) -> AtariVectorEnv:
-    """ale-py's emulators with our preprocessing, and nothing of ours around them."""
+def emulate(lap: Lap, num_envs: int, steps: int, frame_size: int, threads: int) -> None:
+    """Random steps of ale-py's emulators with our preprocessing, and nothing of ours around them."""
     gymnasium.register_envs(ale_py)
-    return AtariVectorEnv(
+    env = AtariVectorEnv(
         "pong",
         num_envs,
         num_threads=threads,
@@ -26,25 +29,17 @@ def raw_env(num_envs: int, frame_size: int, threads: int) -> AtariVectorEnv:
         frameskip=4,
         repeat_action_probability=0.0,
     )
-
-
-def seconds_to_emulate(num_envs: int, steps: int, frame_size: int, threads: int, rollouts: int) -> float:
-    """``steps`` random steps of ``num_envs`` games."""
-    env = raw_env(num_envs, frame_size, threads)
     env.reset(seed=0)
-    actions = np.random.default_rng(0).integers(6, size=(rollouts * steps, num_envs))
-    for action in actions[:20]:
-        env.step(action)
-    began = time.perf_counter()
-    for action in actions:
-        env.step(action)
-    seconds = (time.perf_counter() - began) / rollouts
-    env.close()
-    return seconds
+    actions = np.random.default_rng(0).integers(6, size=(1_000, num_envs))
+    while True:
+        for first in range(0, len(actions), steps):
+            for action in actions[first : first + steps]:
+                env.step(action)
+            lap()
 
 
-def seconds_to_compute(network: str, num_envs: int, steps: int, frame_size: int, times: int) -> dict[str, float]:
-    """Of one rollout: acting on every step, learning from it once, and the optimizer's step."""
+def compute(lap: Lap, part: str, network: str, num_envs: int, steps: int, frame_size: int) -> None:
+    """One of a rollout's :data:`PARTS`: acting on every step, learning from it once, or the optimizer's step."""
     shape = (4, frame_size, frame_size)
     agent = ActorCritic(make_backbone(network, shape), shape, 6)
     optimizer = rmsprop(agent.parameters())
@@ -61,15 +56,9 @@ def seconds_to_compute(network: str, num_envs: int, steps: int, frame_size: int,
         logits, value = agent(learned)
         (logits.square().mean() + value.square().mean()).backward()
 
-    parts: dict[str, Callable[[], object]] = {"act": act, "learn": learn, "optimizer": optimizer.step}
-    return {name: seconds_each(part, times) for name, part in parts.items()}
-
-
-def seconds_each(part: Callable[[], object], times: int) -> float:
-    """Mean over ``times`` calls, after three."""
-    for _ in range(3):
-        part()
-    began = time.perf_counter()
-    for _ in range(times):
-        part()
-    return (time.perf_counter() - began) / times
+    learn()  # an optimizer's step needs gradients
+    parts: dict[str, Callable[[], object]] = dict(zip(PARTS, (act, learn, optimizer.step), strict=True))
+    work = parts[part]
+    while True:
+        work()
+        lap()

@@ -14,31 +14,44 @@ from torch import Tensor, nn
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import FrameSettings
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from benchmarks.turns import Lap
 
 M = TypeVar("M", bound=ActorCriticModule)
 
-WARMUP_ROLLOUTS = 20
+ENDLESS = 10**7
+"""Rollouts, for a contestant."""
+
+
+class Laps(L.Callback):
+    """Calls ``lap`` after each rollout that was learned from."""
+
+    def __init__(self, lap: Lap) -> None:
+        self.lap = lap
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """See the class."""
+        self.lap()
 
 
 class Stopwatch(L.Callback):
     """Seconds a rollout, act and learn, from the end of the warm-up to the end of the training."""
 
-    def __init__(self) -> None:
-        self.began = self.ended = 0.0
+    def __init__(self, warmup_rollouts: int = 20) -> None:
+        self.warmup_rollouts = warmup_rollouts
+        self.seconds_a_rollout = self._began = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Starts after the warm-up; stops, so far, after every rollout."""
-        batch_idx = args[-1]
-        self.ended = time.perf_counter()
-        if batch_idx + 1 == WARMUP_ROLLOUTS:
-            self.began = self.ended
+        """Starts after the warm-up; reads the time, so far, after every rollout."""
+        now, rollouts = time.perf_counter(), args[-1] + 1 - self.warmup_rollouts
+        if rollouts > 0:
+            self.seconds_a_rollout = (now - self._began) / rollouts
+        elif rollouts == 0:
+            self._began = now
 
 
-def data_of(
-    num_envs: int, rollout_length: int, frame_size: int, threads: int, rollouts: int, warmup: int = WARMUP_ROLLOUTS
-) -> RolloutDataModule:
-    """Pong, for one epoch of ``rollouts`` after the warm-up."""
-    env_steps = (warmup + rollouts) * num_envs * rollout_length
+def data_of(num_envs: int, rollout_length: int, frame_size: int, threads: int, rollouts: int) -> RolloutDataModule:
+    """Pong, for one epoch of ``rollouts``."""
+    env_steps = rollouts * num_envs * rollout_length
     return RolloutDataModule(
         game="Pong",
         num_envs=num_envs,
@@ -53,22 +66,23 @@ def data_of(
 def train(
     module: type[M],
     data: RolloutDataModule,
+    watch: L.Callback,
     prepare: Callable[[M], None] = lambda _: None,
     processes: int = 1,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     **settings: Any,
-) -> Stopwatch:
+) -> None:
     """A whole training by the Trainer, without evaluations, loggers and checkpoints.
 
     Args:
         module: a stage.
         data: what it plays.
+        watch: is told of every rollout, in the first process.
         prepare: changes the new module.
-        processes: that share the work by DDP; the first one's stopwatch is returned.
+        processes: that share the work by DDP.
         precision: of the Trainer.
         settings: the module's.
     """
-    watch = Stopwatch()
     model = module(
         game=data.game,
         frame_shape=data.frame_shape,
@@ -94,13 +108,6 @@ def train(
             callbacks=[watch],
         )
         trainer.fit(model, datamodule=data)
-    return watch
-
-
-def seconds_a_rollout(module: type[M], data: RolloutDataModule, **settings: Any) -> float:
-    """Of :func:`train`, after its warm-up; with several processes of one rollout each."""
-    watch = train(module, data, **settings)
-    return (watch.ended - watch.began) / (data.rollouts_per_epoch - WARMUP_ROLLOUTS)
 
 
 class UniformAgent(nn.Module):
@@ -131,13 +138,7 @@ def rollouts_of(data: RolloutDataModule, agent: nn.Module) -> Iterator[TensorDic
     return iter(data.train_dataloader())
 
 
-def seconds_to_collect(data: RolloutDataModule) -> float:
-    """A rollout by a policy that costs nothing."""
-    rollouts = rollouts_of(data, UniformAgent(data.num_actions))
-    for _ in range(WARMUP_ROLLOUTS):
-        next(rollouts)
-    began = time.perf_counter()
-    count = sum(1 for _ in rollouts)
-    seconds = (time.perf_counter() - began) / count
-    data.teardown("fit")
-    return seconds
+def collect(lap: Lap, data: RolloutDataModule) -> None:
+    """Rollouts by a policy that costs nothing."""
+    for _ in rollouts_of(data, UniformAgent(data.num_actions)):
+        lap()

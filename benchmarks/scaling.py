@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 
 from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import TeacherModule
-from benchmarks.ours import WARMUP_ROLLOUTS, data_of, seconds_a_rollout
+from benchmarks.ours import Stopwatch, data_of, train
 
 STEPS = 5
 
@@ -61,10 +61,12 @@ def take_turn(setup: Setup, threads: int, env_steps: int) -> float:
     keep_freed_memory()
     num_envs = setup.num_envs // setup.processes
     steps = setup.num_envs * STEPS
+    watch = Stopwatch()
     # of all processes together
-    rollouts = (WARMUP_ROLLOUTS + max(10, env_steps // steps)) * setup.processes - WARMUP_ROLLOUTS
+    rollouts = (watch.warmup_rollouts + max(10, env_steps // steps)) * setup.processes
     data = data_of(num_envs, STEPS, setup.frame_size, max(1, threads // setup.processes), rollouts)
-    return steps / seconds_a_rollout(TeacherModule, data, processes=setup.processes, network=setup.network)
+    train(TeacherModule, data, watch, processes=setup.processes, network=setup.network)
+    return steps / watch.seconds_a_rollout
 
 
 def draw(rates: dict[Setup, list[float]], output: Path) -> None:

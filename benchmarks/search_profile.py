@@ -21,7 +21,7 @@ from a2d_lightning.policy import SamplingPolicy
 from a2d_lightning.sampling import Sampling, SinglePath, SoftSum
 from a2d_lightning.search_space import Plan
 from a2d_lightning.teachers import FrozenTeacher
-from benchmarks.ours import WARMUP_ROLLOUTS, data_of, train
+from benchmarks.ours import Stopwatch, data_of, train
 from benchmarks.supernets import LAPTOP_PLAN
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
@@ -68,7 +68,9 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(settings.threads)
     keep_freed_memory()
-    data = data_of(16, 5, settings.frame_size, settings.threads, settings.rollouts)
+    watch = Stopwatch()
+    rollouts = watch.warmup_rollouts + settings.rollouts
+    data = data_of(16, 5, settings.frame_size, settings.threads, rollouts)
     seconds = dict.fromkeys(PARTS, 0.0)
     search: dict[str, Any] = {"plan": PLANS[settings.plan], "sampling": SAMPLINGS[settings.sampling]()}
     search |= {"distillation": "actor+critic", "teacher": "pong_four_conv_42"}
@@ -76,16 +78,16 @@ def main() -> None:
 
     def after_warmup(rollouts: Rollouts) -> Iterator[Any]:
         for number, rollout in enumerate(collected(rollouts)):
-            if number == WARMUP_ROLLOUTS:
+            if number == watch.warmup_rollouts:
                 seconds.update(dict.fromkeys(PARTS, 0.0))
             yield rollout
 
     kernels = profile(activities=[ProfilerActivity.CPU])
     with timed_parts(seconds), patch.object(Rollouts, "__iter__", after_warmup):
-        watch = train(SearchModule, data, **search)
-    whole = watch.ended - watch.began
+        train(SearchModule, data, watch, **search)
+    whole = watch.seconds_a_rollout * settings.rollouts
     with kernels:
-        train(SearchModule, data_of(16, 5, settings.frame_size, settings.threads, 2, warmup=0), **search)
+        train(SearchModule, data_of(16, 5, settings.frame_size, settings.threads, 2), Stopwatch(), **search)
     print(f"{whole / settings.rollouts * 1e3:.1f} ms a rollout of 16 environments x 5")
     for part, spent in [*seconds.items(), ("everything else", whole - sum(seconds.values()))]:
         print(f"{part:20} {spent / settings.rollouts * 1e3:8.1f} ms {spent / whole:6.1%}")

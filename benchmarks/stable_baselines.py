@@ -1,27 +1,30 @@
 """Stable-Baselines3's A2C on Atari, as its documentation trains it. Needs the extra ``benchmarks``."""
 
-import time
-
 import ale_py
 import gymnasium
 
+from benchmarks.turns import Lap
 
-def seconds_a_rollout(num_envs: int, steps: int, rollouts: int) -> float:
+
+def train(lap: Lap, num_envs: int, steps: int) -> None:
     """Nature CNN, 84x84 frames, its own environments and wrappers.
 
     Raises:
         ImportError: it is not installed.
     """
     from stable_baselines3 import A2C  # noqa: PLC0415 (optional)
+    from stable_baselines3.common.callbacks import BaseCallback  # noqa: PLC0415
     from stable_baselines3.common.env_util import make_atari_env  # noqa: PLC0415
     from stable_baselines3.common.vec_env import VecFrameStack  # noqa: PLC0415
 
+    class Laps(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            if self.num_timesteps:
+                lap()
+
     gymnasium.register_envs(ale_py)
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=num_envs, seed=0), n_stack=4)
-    model = A2C("CnnPolicy", env, n_steps=steps, device="cpu", seed=0)
-    model.learn(20 * num_envs * steps)
-    began = time.perf_counter()
-    model.learn(rollouts * num_envs * steps)
-    seconds = (time.perf_counter() - began) / rollouts
-    env.close()
-    return seconds
+    A2C("CnnPolicy", env, n_steps=steps, device="cpu", seed=0).learn(10**9, Laps())

@@ -11,32 +11,30 @@ from a2d_lightning.networks import ActorCritic
 from a2d_lightning.sampling import Sampling, SinglePath
 from a2d_lightning.search_space import OPERATORS, Plan
 from a2d_lightning.supernet import Supernet
-from benchmarks.limit import seconds_each
-from benchmarks.ours import data_of, seconds_a_rollout
+from benchmarks.ours import ENDLESS, Laps, data_of, train
+from benchmarks.turns import Lap
 
 LAPTOP_PLAN = Plan((2, 2, 2), (8, 16, 32))
 _DISTILLED: dict[str, Any] = {"distillation": "actor+critic", "teacher": "pong_four_conv_42"}
 _SEARCH = {"plan": LAPTOP_PLAN, "sampling": SinglePath(), "alpha_learning_rate": 0.0, **_DISTILLED}
 
 
-def seconds_of_soft_sum(
-    sampling: Sampling, recompute: bool, num_envs: int, steps: int, frame_size: int, plan: Plan, times: int
-) -> float:
+def soft_sum(
+    lap: Lap, sampling: Sampling, recompute: bool, num_envs: int, steps: int, frame_size: int, plan: Plan
+) -> None:
     """Acting on a rollout and a forward and backward to learn from it."""
     shape = (4, frame_size, frame_size)
     agent = ActorCritic(Supernet(plan, shape, sampling, recompute), shape, 6)
     acted = torch.randint(256, (num_envs, *shape), dtype=torch.uint8)
     learned = torch.randint(256, (num_envs * (steps + 1), *shape), dtype=torch.uint8)
-
-    def rollout() -> None:
+    while True:
         with torch.no_grad():
             for _ in range(steps):
                 agent(acted)
         agent.zero_grad()
         logits, value = agent(learned)
         (logits.square().mean() + value.square().mean()).backward()
-
-    return seconds_each(rollout, times)
+        lap()
 
 
 def force(module: SearchModule) -> None:
@@ -48,14 +46,14 @@ def force(module: SearchModule) -> None:
     module.supernet.draw(module.gumbel_generator)
 
 
-def seconds_of_single_path(threads: int, rollouts: int) -> float:
-    """A rollout of the search with a forced path; laptop plan."""
-    return seconds_a_rollout(SearchModule, data_of(16, 5, 42, threads, rollouts), prepare=force, **_SEARCH)
+def single_path(lap: Lap, threads: int) -> None:
+    """The search with a forced path; laptop plan."""
+    train(SearchModule, data_of(16, 5, 42, threads, ENDLESS), Laps(lap), prepare=force, **_SEARCH)
 
 
-def seconds_of_its_agent(threads: int, rollouts: int) -> float:
-    """A rollout of the training of the agent that the forced path derives."""
-    data = data_of(16, 5, 42, threads, rollouts)
+def its_agent(lap: Lap, threads: int) -> None:
+    """The training of the agent that the forced path derives."""
+    data = data_of(16, 5, 42, threads, ENDLESS)
     search = SearchModule(
         game=data.game,
         frame_shape=data.frame_shape,
@@ -67,4 +65,4 @@ def seconds_of_its_agent(threads: int, rollouts: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "architecture.json"
         search.derive().save(path)
-        return seconds_a_rollout(AgentModule, data, architecture=str(path), **_DISTILLED)
+        train(AgentModule, data, Laps(lap), architecture=str(path), **_DISTILLED)

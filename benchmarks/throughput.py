@@ -1,20 +1,20 @@
-"""``python -m benchmarks.throughput``: ours, Stable-Baselines3, TorchRL and the limit, interleaved on one machine.
+"""``python -m benchmarks.throughput``: ours, Stable-Baselines3, TorchRL and the limit, in turns on one machine.
 
-Machines are noisy and shared: every figure is a ratio of medians over rounds in which each contestant has its turn. A
-turn is a process of its own, since allocators and threads are settings of a process.
+Figures are ratios of medians over turns. Those that are compared form a group, whose members alternate every second;
+each round starts their processes anew.
 """
 
 import argparse
 import csv
-import functools
 import importlib.util
 import logging
-import subprocess
-import sys
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any, Literal
 
 import matplotlib
 import torch
@@ -22,19 +22,22 @@ from matplotlib import pyplot as plt
 
 from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import TeacherModule
-from a2d_lightning.sampling import SoftSum
+from a2d_lightning.sampling import Sampling, SoftSum
 from a2d_lightning.search_space import Plan
 from benchmarks import footprint, limit, ours, stable_baselines, supernets, torchrl_recipe
 from benchmarks.plain_supernet import PlainSoftSum
+from benchmarks.turns import Contestant, Lap, Seat, alternate
 
 NUM_ENVS, STEPS, SIZE = 16, 5, 84
 ENV_STEPS = NUM_ENVS * STEPS
 
-PEERS = ("Stable-Baselines3", "TorchRL", "soft sum, plain")
-"""Who plays without this package's own settings of the process."""
+PEERS = {"Stable-Baselines3": 1.6, "TorchRL": 4.0}
+"""Who trains Vanilla, too, and how much faster ours should be."""
 
-Seconds = dict[str, list[float]]
-"""Of a rollout, by contestant, one figure a round."""
+Group = dict[str, Contestant]
+
+Seconds = dict[str, list[list[float]]]
+"""Of a group: a rollout's, by contestant, round and turn."""
 
 
 @dataclass(frozen=True)
@@ -43,147 +46,179 @@ class Row:
 
     what: str
     value: float
-    target: str
-    reached: bool
-    detail: str
+    detail: str = ""
+    at_least: float = -math.inf
+    at_most: float = math.inf
+
+    def __str__(self) -> str:
+        reached = "yes" if self.at_least <= self.value <= self.at_most else "NO"
+        if self.at_least > -math.inf:
+            target = f">= {self.at_least:<4}  {reached:3}"
+        elif self.at_most < math.inf:
+            target = f"<= {self.at_most:<4}  {reached:3}"
+        else:
+            target = " " * 12
+        return f"{self.what:45}  {self.value:5.2f}  {target}  {self.detail}".rstrip()
 
 
-def contestants(threads: int, rollouts: int) -> dict[str, Callable[[], float]]:
-    """Everything that is timed by the rollout: name to its turn, with a warm-up of its own."""
-    data = functools.partial(ours.data_of, NUM_ENVS, STEPS, SIZE, threads)
-    found: dict[str, Callable[[], float]] = {
-        "raw emulators": lambda: limit.seconds_to_emulate(NUM_ENVS, STEPS, SIZE, threads, rollouts),
-        "our rollouts": lambda: ours.seconds_to_collect(data(rollouts)),
-        "ours, vanilla": lambda: ours.seconds_a_rollout(TeacherModule, data(rollouts), network="vanilla"),
-        "ours, vanilla in bfloat16": lambda: ours.seconds_a_rollout(
-            TeacherModule, data(rollouts), precision="bf16-mixed", network="vanilla"
-        ),
-        "ours, resnet20": lambda: ours.seconds_a_rollout(TeacherModule, data(rollouts // 4), network="resnet20"),
-        "single-path search": lambda: supernets.seconds_of_single_path(threads, rollouts),
-        "its agent": lambda: supernets.seconds_of_its_agent(threads, rollouts),
-        "TorchRL": lambda: torchrl_recipe.seconds_a_rollout(NUM_ENVS, STEPS, max(10, rollouts // 4)),
+def groups(threads: int) -> dict[str, Group]:
+    """Everything that is timed by the rollout."""
+
+    def peer(work: Callable[..., None], *arguments: Any) -> Contestant:
+        def run(lap: Lap) -> None:
+            logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+            torch.set_num_threads(threads)
+            work(lap, *arguments)
+
+        return run
+
+    def our(work: Callable[..., None], *arguments: Any) -> Contestant:
+        def run(lap: Lap) -> None:
+            keep_freed_memory()  # a setting of our commands
+            peer(work, *arguments)(lap)
+
+        return run
+
+    def the_limit(network: str) -> Group:
+        parts: Group = {
+            f"{part}, {network}": our(limit.compute, part, network, NUM_ENVS, STEPS, SIZE) for part in limit.PARTS
+        }
+        return {"raw emulators": our(limit.emulate, NUM_ENVS, STEPS, SIZE, threads), **parts}
+
+    def soft(sampling: Sampling, recompute: bool) -> tuple[Any, ...]:
+        return supernets.soft_sum, sampling, recompute, NUM_ENVS, STEPS, 42, Plan()
+
+    vanilla: Group = {
+        **the_limit("vanilla"),
+        "our rollouts": our(_collect, threads),
+        "ours, vanilla": our(_train, threads, "vanilla"),
+        "ours, vanilla in bfloat16": our(_train, threads, "vanilla", "bf16-mixed"),
+        "TorchRL": peer(torchrl_recipe.train, NUM_ENVS, STEPS),
     }
-    for network, times in (("vanilla", rollouts // 4), ("resnet20", rollouts // 16)):
-        found[f"computing, {network}"] = functools.partial(_computing, network, times)
     if importlib.util.find_spec("stable_baselines3"):
-        found["Stable-Baselines3"] = lambda: stable_baselines.seconds_a_rollout(NUM_ENVS, STEPS, rollouts)
-    soft = functools.partial(
-        supernets.seconds_of_soft_sum,
-        num_envs=NUM_ENVS,
-        steps=STEPS,
-        frame_size=42,
-        plan=Plan(),
-        times=max(2, rollouts // 40),
-    )
-    found["soft sum"] = functools.partial(soft, SoftSum(), False)
-    found["soft sum, recomputed"] = functools.partial(soft, SoftSum(), True)
-    found["soft sum, plain"] = functools.partial(soft, PlainSoftSum(), False)
+        vanilla["Stable-Baselines3"] = peer(stable_baselines.train, NUM_ENVS, STEPS)
+    return {
+        "vanilla": vanilla,
+        "resnet20": {**the_limit("resnet20"), "ours, resnet20": our(_train, threads, "resnet20")},
+        "soft sum": {
+            "soft sum": our(*soft(SoftSum(), False)),
+            "soft sum, recomputed": our(*soft(SoftSum(), True)),
+            "soft sum, plain": peer(*soft(PlainSoftSum(), False)),
+        },
+        "single path": {
+            "single-path search": our(supernets.single_path, threads),
+            "its agent": our(supernets.its_agent, threads),
+        },
+    }
+
+
+def _collect(lap: Lap, threads: int) -> None:
+    ours.collect(lap, ours.data_of(NUM_ENVS, STEPS, SIZE, threads, ours.ENDLESS))
+
+
+def _train(lap: Lap, threads: int, network: str, precision: Literal["32-true", "bf16-mixed"] = "32-true") -> None:
+    data = ours.data_of(NUM_ENVS, STEPS, SIZE, threads, ours.ENDLESS)
+    ours.train(TeacherModule, data, ours.Laps(lap), network=network, precision=precision)
+
+
+def play(group: Group, rounds: int, turns: int, seconds: float) -> Seconds:
+    """``rounds`` times, starts the contestants and lets each have ``turns`` of ``seconds``."""
+    found: Seconds = {name: [] for name in group}
+    for number in range(rounds):
+        with ExitStack() as stack:
+            seats = [stack.enter_context(Seat(name, contestant)) for name, contestant in group.items()]
+            for name, values in alternate(seats, turns, seconds).items():
+                found[name].append(values)
+                each = " ".join(f"{value * 1e3:.1f}" for value in values)
+                print(f"round {number + 1} of {rounds}: {name}: {each} ms a rollout", flush=True)
     return found
 
 
-def _computing(network: str, times: int) -> float:
-    return sum(limit.seconds_to_compute(network, NUM_ENVS, STEPS, SIZE, max(3, times)).values())
-
-
-def take_turn(name: str, threads: int, rollouts: int) -> float:
-    """Seconds a rollout of one contestant, in this process."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(threads)
-    if name not in PEERS:
-        keep_freed_memory()
-    return contestants(threads, rollouts)[name]()
-
-
-def interleaved(threads: int, rollouts: int, rounds: int) -> Seconds:
-    """Each contestant's turns, each in a process of its own; the order turns by one a round."""
-    names = list(contestants(threads, rollouts))
-    seconds: Seconds = {name: [] for name in names}
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            command = [sys.executable, "-m", "benchmarks.throughput", "--turn", name]
-            command += ["--threads", str(threads), "--rollouts", str(rollouts)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            seconds[name].append(float(done.stdout.split()[-1]))
-            print(f"round {number + 1} of {rounds}: {name}: {seconds[name][-1] * 1e3:.1f} ms a rollout", flush=True)
-    return seconds
-
-
-def table(seconds: Seconds, quick: bool, threads: int) -> list[Row]:
+def table(seconds: dict[str, Seconds], quick: bool, threads: int) -> list[Row]:
     """The targets and what came out."""
-    mid = {name: median(values) for name, values in seconds.items()}
-    rows = [_at_least("rollout, trivial policy / raw emulators", mid["raw emulators"] / mid["our rollouts"], 0.90)]
-    for peer, target in (("Stable-Baselines3", 1.6), ("TorchRL", 4.0)):
-        if peer in mid:
-            rows.append(_at_least(f"A2C training, vanilla / {peer}", mid[peer] / mid["ours, vanilla"], target))
-    for peer in ("Stable-Baselines3", "TorchRL"):
-        if peer in mid:
-            rows.append(_shown(f"in bfloat16 / {peer}", mid[peer] / mid["ours, vanilla in bfloat16"]))
-    for network in ("vanilla", "resnet20"):
-        bound = mid["raw emulators"] + mid[f"computing, {network}"]
-        detail = f"{ENV_STEPS / mid[f'ours, {network}']:.0f} of {ENV_STEPS / bound:.0f} steps/s"
-        rows.append(_at_least(f"A2C training, {network} / limit", bound / mid[f"ours, {network}"], 0.85, detail))
-    rows.append(_at_most("soft supernet at 42x42 / plain form", mid["soft sum"] / mid["soft sum, plain"], 0.75))
-    rows.append(_at_most("single-path search / its agent", mid["single-path search"] / mid["its agent"], 1.3))
-    rows.append(_shown("soft supernet, activations recomputed / kept", mid["soft sum, recomputed"] / mid["soft sum"]))
+    vanilla, resnet20, soft, single = (seconds[name] for name in ("vanilla", "resnet20", "soft sum", "single path"))
+    fast, faster = ["ours, vanilla"], ["ours, vanilla in bfloat16"]
+    peers = [peer for peer in PEERS if peer in vanilla]
+    trivial = ratio(vanilla, ["raw emulators"], ["our rollouts"])
+    rows = [Row("rollout, trivial policy / raw emulators", *trivial, at_least=0.9)]
+    rows += [Row(f"A2C, Vanilla / {peer}", *ratio(vanilla, [peer], fast), at_least=PEERS[peer]) for peer in peers]
+    rows += [Row(f"A2C, Vanilla in bfloat16 / {peer}", *ratio(vanilla, [peer], faster)) for peer in peers]
+    for name, network, group in (("Vanilla", "vanilla", vanilla), ("ResNet-20", "resnet20", resnet20)):
+        of_limit = ratio(group, parts_of_limit(network), [f"ours, {network}"])
+        rows.append(Row(f"A2C, {name} / limit", *of_limit, at_least=0.85))
+    rows += [
+        Row("soft supernet at 42x42 / plain form", *ratio(soft, ["soft sum"], ["soft sum, plain"]), at_most=0.75),
+        Row("single-path search / its agent", *ratio(single, ["single-path search"], ["its agent"]), at_most=1.3),
+        Row("soft supernet, activations recomputed / kept", *ratio(soft, ["soft sum, recomputed"], ["soft sum"])),
+    ]
     if not quick:
-        for sampling, size, target in (("soft", 42, 3.0), ("single", 84, 2.5)):
-            peak = footprint.peak_gib(size, sampling, False, threads)
-            rows.append(_at_most(f"peak memory, {sampling} at {size}x{size} (GiB)", peak, target))
-        peak = footprint.peak_gib(84, "soft", True, threads)
-        rows.append(_shown("peak memory, soft at 84x84, recomputed (GiB)", peak))
-    times = 1 if quick else 5
+        peaks = [footprint.peak_gib(42, "soft", False, threads), footprint.peak_gib(84, "single", False, threads)]
+        rows += [
+            Row("peak memory, soft at 42x42 (GiB)", peaks[0], at_most=3.0),
+            Row("peak memory, single path at 84x84 (GiB)", peaks[1], at_most=2.5),
+            Row("peak memory, soft at 84x84, recomputed (GiB)", footprint.peak_gib(84, "soft", True, threads)),
+        ]
     importing, overview, helping = footprint.seconds_to_start(
         [
             ["-c", "from lightning.pytorch.cli import LightningCLI"],
             ["-m", "a2d_lightning", "--help"],
             ["-m", "a2d_lightning", "fit", "--help"],
         ],
-        times,
+        times=1 if quick else 5,
     )
-    rows.append(_at_most("--help (s)", overview, 1.0))
-    rows.append(_at_most("fit --help / importing LightningCLI", helping / importing, 1.3, f"{helping:.1f} s"))
+    rows.append(Row("--help (s)", overview, at_most=1.0))
+    rows.append(Row("fit --help / importing LightningCLI", helping / importing, f"{helping:.1f} s", at_most=1.3))
     return rows
 
 
-def _at_least(what: str, value: float, target: float, detail: str = "") -> Row:
-    return Row(what, value, f">= {target}", value >= target, detail)
+def parts_of_limit(network: str) -> list[str]:
+    """Whose times add up to the limit."""
+    return ["raw emulators", *(f"{part}, {network}" for part in limit.PARTS)]
 
 
-def _at_most(what: str, value: float, target: float, detail: str = "") -> Row:
-    return Row(what, value, f"<= {target}", value <= target, detail)
+def ratio(group: Seconds, above: list[str], below: list[str]) -> tuple[float, str]:
+    """Sums of medians, divided: over all turns, and, in words, round by round."""
+
+    def between(rounds: Iterable[int]) -> float:
+        over, under = (
+            sum(median([turn for number in rounds for turn in group[name][number]]) for name in names)
+            for names in (above, below)
+        )
+        return over / under
+
+    rounds = range(len(group[above[0]]))
+    return between(rounds), "by round " + ", ".join(f"{between([number]):.2f}" for number in rounds)
 
 
-def _shown(what: str, value: float) -> Row:
-    return Row(what, value, "", True, "")
-
-
-def write(rows: list[Row], seconds: Seconds, output: Path) -> None:
+def write(seconds: dict[str, Seconds], output: Path) -> None:
     """``throughput.csv``, a line a turn, and ``throughput.png``."""
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "throughput.csv", "w", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(["contestant", "round", "seconds_a_rollout", "env_steps_per_second"])
-        for name, values in seconds.items():
-            lines.writerows([name, number, value, ENV_STEPS / value] for number, value in enumerate(values))
+        lines.writerow(["group", "contestant", "round", "turn", "seconds_a_rollout", "env_steps_per_second"])
+        for group, members in seconds.items():
+            for name, rounds in members.items():
+                for number, turns in enumerate(rounds):
+                    lines.writerows([group, name, number, *each, ENV_STEPS / each[1]] for each in enumerate(turns))
     matplotlib.use("Agg")
-    trainings = [
-        name for name in ("TorchRL", "Stable-Baselines3", "ours, vanilla", "ours, resnet20") if name in seconds
-    ]
-    figure, axis = plt.subplots(figsize=(7, 0.6 * len(trainings) + 1.2), layout="constrained")
-    rates = [ENV_STEPS / median(seconds[name]) for name in trainings]
-    axis.barh(trainings, rates)
-    for place, name in enumerate(trainings):
-        axis.plot([ENV_STEPS / value for value in seconds[name]], [place] * len(seconds[name]), "k.", markersize=3)
-        if name.startswith("ours"):
-            bound = median(seconds["raw emulators"]) + median(seconds[f"computing, {name.removeprefix('ours, ')}"])
-            axis.plot([ENV_STEPS / bound] * 2, [place - 0.45, place + 0.45], "r", label="limit")
-    axis.set_xlabel("environment steps/s, A2C on Pong, 84x84, 16 environments x 5; red: the limit")
+    trained = {
+        name: [ENV_STEPS / turn for turns in rounds for turn in turns]
+        for group in ("resnet20", "vanilla")
+        for name, rounds in seconds[group].items()
+        if name in (*PEERS, "ours, vanilla", "ours, resnet20")
+    }
+    figure, axis = plt.subplots(figsize=(7, 0.6 * len(trained) + 1.2), layout="constrained")
+    for place, (name, rates) in enumerate(trained.items()):
+        axis.barh(place, median(rates), color="C0")
+        axis.plot(rates, [place] * len(rates), "k.", markersize=2)
+        network = name.removeprefix("ours, ")
+        if network in seconds:
+            of_limit, _ = ratio(seconds[network], parts_of_limit(network), [name])
+            axis.plot([median(rates) / of_limit] * 2, [place - 0.45, place + 0.45], "r")
+    axis.set_yticks(range(len(trained)), trained)
+    axis.set_xlabel("environment steps/s, A2C on Pong, 84x84, 16 environments x 5; red: the limit; dots: turns")
     figure.savefig(output / "throughput.png", dpi=100)
     plt.close(figure)
-    width = max(len(row.what) for row in rows)
-    print(f"\n{'what':{width}}  {'value':>7}  {'target':>8}")
-    for row in rows:
-        print(f"{row.what:{width}}  {row.value:7.2f}  {row.target:>8}  {'yes' if row.reached else 'NO'}  {row.detail}")
 
 
 def main() -> None:
@@ -192,16 +227,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short round, no peak memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the emulators")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=6, help="of each contestant, a round")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn")
     parser.add_argument("--output", type=Path, default=Path("runs/throughput"))
-    parser.add_argument("--turn", help="one contestant's turn, in this process: prints its seconds a rollout")
-    parser.add_argument("--rollouts", type=int, default=60, help="of a turn")
     settings = parser.parse_args()
-    if settings.turn:
-        print(take_turn(settings.turn, settings.threads, settings.rollouts))
-        return
-    rounds, rollouts = (1, 40) if settings.quick else (settings.rounds, settings.rollouts)
-    seconds = interleaved(settings.threads, rollouts, rounds)
-    write(table(seconds, settings.quick, settings.threads), seconds, settings.output)
+    rounds, turns, turn_seconds = settings.rounds, settings.turns, settings.seconds
+    if settings.quick:
+        rounds, turns, turn_seconds = 1, 1, 0.5
+    seconds = {name: play(group, rounds, turns, turn_seconds) for name, group in groups(settings.threads).items()}
+    write(seconds, settings.output)
+    for row in table(seconds, settings.quick, settings.threads):
+        print(row)
 
 
 if __name__ == "__main__":

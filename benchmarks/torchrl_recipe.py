@@ -4,8 +4,6 @@ Its published recipe takes ten minibatches of 20 from 200 steps and resizes fram
 here it gets what is kinder to it: one update a rollout, and frames resized by OpenCV in the workers.
 """
 
-import time
-
 import ale_py
 import gymnasium
 import torch
@@ -17,6 +15,8 @@ from torchrl.envs.transforms import DoubleToFloat, ToTensorImage, UnsqueezeTrans
 from torchrl.modules import MLP, ActorValueOperator, ConvNet, OneHotCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import A2CLoss
 from torchrl.objectives.value import GAE
+
+from benchmarks.turns import Lap
 
 
 def _game() -> EnvBase:
@@ -40,7 +40,7 @@ def _env(num_envs: int) -> EnvBase:
     return env
 
 
-def seconds_a_rollout(num_envs: int, steps: int, rollouts: int) -> float:
+def train(lap: Lap, num_envs: int, steps: int) -> None:
     """Nature CNN, 84x84 frames."""
     env = _env(num_envs)
     cnn = ConvNet(
@@ -65,19 +65,15 @@ def seconds_a_rollout(num_envs: int, steps: int, rollouts: int) -> float:
     loss_module = A2CLoss(actor_network=actor, critic_network=critic, loss_critic_type="l2", entropy_coeff=0.01)
     optimizer = torch.optim.Adam(loss_module.parameters(), lr=1e-4)
     collector = Collector(env, actor, frames_per_batch=num_envs * steps, total_frames=-1)
-    began = 0.0
-    for number, data in enumerate(collector):
-        if number == 20:
-            began = time.perf_counter()
-        elif number == 20 + rollouts:
-            break
-        with torch.no_grad():
-            advantage(data)
-        losses = loss_module(data.reshape(-1))
-        (losses["loss_critic"] + losses["loss_objective"] + losses["loss_entropy"]).backward()
-        torch.nn.utils.clip_grad_norm_(loss_module.parameters(), max_norm=40.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    seconds = (time.perf_counter() - began) / rollouts
-    collector.shutdown()
-    return seconds
+    try:
+        for data in collector:
+            with torch.no_grad():
+                advantage(data)
+            losses = loss_module(data.reshape(-1))
+            (losses["loss_critic"] + losses["loss_objective"] + losses["loss_entropy"]).backward()
+            torch.nn.utils.clip_grad_norm_(loss_module.parameters(), max_norm=40.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            lap()
+    finally:
+        collector.shutdown()
