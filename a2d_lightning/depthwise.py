@@ -23,7 +23,7 @@ class DepthwiseConv5x5(nn.Conv2d):
     """``nn.Conv2d`` of one 5x5 kernel a channel, without bias.
 
     Own code: oneDNN's kernel for the gradient of depthwise weights is up to ten times slower from a width of 4 on than
-    at 3, whatever the height (benchmarks/README.md), so the gradient is put together from that of two 5x3 kernels.
+    at 3, whatever the height (docs/notes.md), so the gradient is put together from that of two 5x3 kernels.
 
     Args:
         channels: in and out.

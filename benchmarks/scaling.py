@@ -23,6 +23,7 @@ from a2d_lightning.modules import TeacherModule
 from benchmarks.ours import Stopwatch, data_of, train
 
 STEPS = 5
+NUM_ENVS = (8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Setup:
 def setups() -> Iterator[Setup]:
     """The grid."""
     for network, frame_size in (("vanilla", 84), ("four_conv", 42), ("resnet20", 84), ("resnet20", 42)):
-        for num_envs in (8, 16, 32, 64, 128):
+        for num_envs in NUM_ENVS:
             yield Setup(network, frame_size, num_envs)
     for network, frame_size in (("vanilla", 84), ("resnet20", 42)):
         yield Setup(network, frame_size, 32, processes=2)
@@ -82,16 +83,19 @@ def draw(rates: dict[Setup, list[float]], output: Path) -> None:
     groups: dict[tuple[str, int, int], list[Setup]] = {}
     for setup in rates:
         groups.setdefault((setup.network, setup.frame_size, setup.processes), []).append(setup)
+    networks = list(dict.fromkeys(key[:2] for key in groups))
     for (network, frame_size, processes), members in groups.items():
         label = f"{network}, {frame_size}x{frame_size}" + (f", {processes} processes" if processes > 1 else "")
+        marks = f"C{networks.index((network, frame_size))}{'o-' if processes == 1 else '*'}"
         heights = [median(rates[setup]) for setup in members]
-        axis.plot([setup.num_envs for setup in members], heights, "o-" if processes == 1 else "k*", label=label)
+        axis.plot([setup.num_envs for setup in members], heights, marks, markersize=6 * processes, label=label)
     axis.set_xscale("log", base=2)
+    axis.set_xticks(NUM_ENVS, [str(number) for number in NUM_ENVS])
     axis.set_yscale("log")
     axis.set_xlabel("environments")
     axis.set_ylabel("environment steps/s, A2C on Pong")
     axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
     figure.savefig(output / "scaling.png", dpi=100)
     plt.close(figure)
 
