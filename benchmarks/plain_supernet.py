@@ -1,9 +1,11 @@
 """The soft supernet module by module: what ``a2d_lightning.sampling.SoftSum`` is measured against. Frozen."""
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from a2d_lightning.depthwise import DepthwiseConv5x5
 from a2d_lightning.sampling import SoftSum
 
 
@@ -13,3 +15,10 @@ class PlainSoftSum(SoftSum):
     def mix(self, operators: nn.ModuleList, x: Tensor, weights: Tensor, ranking: Sequence[int]) -> Tensor:
         """sum_i y_i O_i(A_l)."""
         return sum(weight * operator(x) for weight, operator in zip(weights, operators, strict=True))
+
+
+def plain_convolutions(module: nn.Module) -> None:
+    """Makes every convolution in ``module`` compute as torch's own."""
+    for layer in module.modules():
+        if isinstance(layer, DepthwiseConv5x5):
+            object.__setattr__(layer, "forward", functools.partial(nn.Conv2d.forward, layer))
