@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 
 from torch import Tensor
-from torchrl.objectives.value.functional import generalized_advantage_estimate, td0_return_estimate
 
 from a2d_lightning.errors import SettingError
 
@@ -30,6 +29,8 @@ class TDError(AdvantageEstimator):
         self, gamma: float, value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :class:`AdvantageEstimator`."""
+        from torchrl.objectives.value.functional import td0_return_estimate  # noqa: PLC0415 (slow to import)
+
         target = td0_return_estimate(gamma, next_value.detach()[..., None], reward[..., None], terminated[..., None])
         target = target[..., 0]
         return target - value.detach(), target
@@ -51,6 +52,8 @@ class GAE(AdvantageEstimator):
         self, gamma: float, value: Tensor, next_value: Tensor, reward: Tensor, done: Tensor, terminated: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :class:`AdvantageEstimator`."""
+        from torchrl.objectives.value.functional import generalized_advantage_estimate  # noqa: PLC0415 (slow to import)
+
         advantage, target = generalized_advantage_estimate(
             gamma,
             self.lmbda,

@@ -4,20 +4,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import nn
 
-from a2d_lightning.collector import RolloutCollector
-from a2d_lightning.envs import FrameSettings, GameEnv, make_env
 from a2d_lightning.errors import SettingError
+from a2d_lightning.games import FrameSettings
 from a2d_lightning.normalization import frozen_batch_norm_statistics
 from a2d_lightning.parking import ParkedThreads
 from a2d_lightning.policy import SamplingPolicy
 from a2d_lightning.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from a2d_lightning.envs import GameEnv
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Games:
     acts_on_cpu: bool = True
     """Whether torch's threads act for them, and may be in their way."""
 
-    def build(self) -> GameEnv:
+    def build(self) -> "GameEnv":
         """The environments."""
+        from a2d_lightning.envs import make_env  # noqa: PLC0415 (slow to import)
+
         watchdog = Watchdog(f"data.game: an environment of {self.game} ({self.where})", self.timeout_seconds)
         parked = ParkedThreads(self.num_threads) if self.acts_on_cpu else None
         return make_env(
@@ -136,6 +140,8 @@ class _CollectingHere(Collecting):
     def __init__(
         self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> None:
+        from a2d_lightning.collector import RolloutCollector  # noqa: PLC0415 (slow to import)
+
         self.agent = agent
         self.env = games.build()
         self.policy = SamplingPolicy(agent, games.seed, device)

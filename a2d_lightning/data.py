@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import lightning as L
 import numpy as np
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
-from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game
 from a2d_lightning.errors import SettingError
+from a2d_lightning.games import FrameSettings, canonical_game
 from a2d_lightning.parking import first_core
 from a2d_lightning.ranks import gathered
 from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
+
+if TYPE_CHECKING:
+    from a2d_lightning.envs import GameEnv
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""
@@ -171,7 +174,7 @@ class RolloutDataModule(L.LightningDataModule):
             acts_on_cpu=trainer is None or trainer.strategy.root_device.type == "cpu",
         )
 
-    def make_env(self, num_envs: int, seed: int) -> GameEnv:
+    def make_env(self, num_envs: int, seed: int) -> "GameEnv":
         """Those games, in this process."""
         return self.games(num_envs, seed).build()
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input, conv2d_weight
+
+from a2d_lightning.native import kernels
 
 KERNEL = 5
 
-SLOW_ABOVE = 2**17
-"""Elements of an input; two calls and two copies take longer than one slow call below."""
+_LANES = 8
 
 
 def depthwise(channels: int, stride: int, kernel: int) -> nn.Conv2d:
@@ -23,7 +23,7 @@ class DepthwiseConv5x5(nn.Conv2d):
     """``nn.Conv2d`` of one 5x5 kernel a channel, without bias.
 
     Own code: oneDNN's kernel for the gradient of depthwise weights is up to ten times slower from a width of 4 on than
-    at 3, whatever the height (docs/notes.md), so the gradient is put together from that of two 5x3 kernels.
+    at 3, whatever the height (docs/notes.md). Where ours was not built, or does not fit, it is torch's own convolution.
 
     Args:
         channels: in and out.
@@ -35,62 +35,53 @@ class DepthwiseConv5x5(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Of ``[B, channels, h, w]``."""
-        if x.numel() > SLOW_ABOVE and self._by_onednn(x):
-            out: Tensor = _Convolution.apply(x, self.weight, self.stride[0])
-            return out
-        return super().forward(x)
+        if not self._fits(x):
+            return super().forward(x)
+        out: Tensor = _Convolution.apply(x, self.weight, self.stride[0])
+        return out
 
-    def _by_onednn(self, x: Tensor) -> bool:
+    def _fits(self, x: Tensor) -> bool:
         return (
-            x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
+            torch.is_grad_enabled()
             and self.weight.requires_grad
-            and torch.is_grad_enabled()
-            and torch.backends.mkldnn.is_available()
+            and x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
+            and type(x) is Tensor
+            and self.out_channels % _LANES == 0
+            and x.is_contiguous(memory_format=torch.channels_last)
             and not torch.is_autocast_enabled("cpu")
             and not torch.compiler.is_compiling()
+            and kernels() is not None
         )
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
         return nn.functional.conv2d(x, weight, None, stride, KERNEL // 2, groups=len(weight))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
-        x, weight, ctx.stride = inputs
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = conv2d_input(x.shape, weight, gradient, ctx.stride, KERNEL // 2, 1, len(weight))
-        return of_x, _of_weights(x, gradient, ctx.stride), None
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        again = torch.is_grad_enabled()  # derivatives of this gradient are asked for
+        wanted = [ctx.needs_input_grad[0], again, False]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [ctx.stride] * 2, [KERNEL // 2] * 2, [1, 1], False, [0, 0], len(weight), wanted
+        )
+        return of_x, of_weight if again else _of_weight(x, gradient, ctx.stride), None
 
 
-def _of_weights(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """The gradient of the weights, ``[C, 1, 5, 5]``.
-
-    Column j is the sum over columns c of gradient(c) x(stride c + j - 2), where x is 0 outside. With two columns of 0
-    on the left, a kernel of width 3 without padding gives j = 0 to 2; with two on the right, j = 2 to 4.
-    """
-    height, width = x.shape[2:]
-    wider = torch.empty(*x.shape[:2], height, width + 2, dtype=x.dtype, memory_format=torch.channels_last)
-    wider[..., :2] = 0
-    wider[..., 2:] = x
-    left = _of_three_columns(wider, gradient, stride)
-    wider = torch.empty_like(wider)
-    wider[..., :-2] = x
-    wider[..., -2:] = 0
-    return torch.cat([left[..., :2], _of_three_columns(wider, gradient, stride)], -1)
-
-
-def _of_three_columns(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """The gradient of 5x3 weights, ``[C, 1, 5, 3]``."""
-    channels = x.shape[1]
-    size = torch.Size([channels, 1, KERNEL, 3])
-    found: Tensor = conv2d_weight(x, size, gradient, stride, (KERNEL // 2, 0), 1, channels)
-    return found
+def _of_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
+    """The gradient of the weights, ``[C, 1, 5, 5]``; all are channels_last."""
+    images, channels, height, width = x.shape
+    out = torch.empty(channels, 1, KERNEL, KERNEL)
+    run = kernels()
+    assert run is not None
+    run.depthwise_of_weight(
+        x.numel(), images, height, width, channels, *gradient.shape[2:], stride, x.data_ptr(), gradient.data_ptr(),
+        out.data_ptr(),
+    )  # fmt: skip
+    return out

@@ -21,7 +21,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedCon
 from torchrl.envs import EnvBase
 
 from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.games import atari_rom
+from a2d_lightning.games import FrameSettings, atari_rom, is_gymnasium_id
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.journal import GO_ON, Journal, Reset
 from a2d_lightning.parking import ParkedThreads
@@ -32,17 +32,6 @@ ATARI_FRAMES_PER_GAME = 108_000
 
 ATARI_DECISIONS_PER_SEED = 4_000
 """So seeded resets cost a few percent of the emulation, and what must be replayed of an environment takes seconds."""
-
-
-@dataclass(frozen=True)
-class FrameSettings:
-    """How the emulator's pictures become observations ``uint8 [stack, size, size]``."""
-
-    size: int = 84
-    stack: int = 4
-    skip: int = 4
-    sticky_action_probability: float = 0.0
-    """Probability that the emulator repeats the last action (Atari only)."""
 
 
 @dataclass(frozen=True)
@@ -281,20 +270,6 @@ def make_env(
         return GameEnv(gymnasium_vector(game, num_envs, frames), seed, watchdog=watchdog)
     vector = atari_vector(game, num_envs, frames, num_threads, noop_max, first_core)
     return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog, parked)
-
-
-def is_gymnasium_id(game: str) -> bool:
-    """Whether ``game`` names a registered Gymnasium environment that is not an Atari game."""
-    return (
-        not game.startswith("ALE/")
-        and game in gymnasium.registry
-        and "ale_py" not in str(gymnasium.registry[game].entry_point)
-    )
-
-
-def canonical_game(game: str) -> str:
-    """One spelling for each game, so that teachers, architectures and runs can be compared."""
-    return game if is_gymnasium_id(game) else atari_rom(game)
 
 
 def atari_vector(

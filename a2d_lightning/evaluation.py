@@ -1,20 +1,23 @@
 """Scores of full, unclipped games: every game of a fixed list is played to its end."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from a2d_lightning.envs import GameEnv
 from a2d_lightning.interruption import INTERRUPTION
+
+if TYPE_CHECKING:
+    from a2d_lightning.envs import GameEnv
 
 Act = Callable[[Tensor], Tensor]
 """pixels uint8 ``[B, stack, h, w]`` to actions int64 ``[B]``."""
 
 
 @torch.no_grad()
-def play_games(env: GameEnv, act: Act, game_seeds: Tensor) -> Tensor:
+def play_games(env: "GameEnv", act: Act, game_seeds: Tensor) -> Tensor:
     """Plays one full game for each seed and returns the raw scores, float ``[n]``.
 
     One environment a game: taking the first games to finish would favour short ones. Environments that are done play

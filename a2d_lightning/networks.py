@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
+from a2d_lightning.fused_batch_norm import FusedSequential
 from a2d_lightning.search_space import Architecture, FrameShape, pooled_features
 
 
@@ -15,7 +16,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
+        self.body = FusedSequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
@@ -24,7 +25,7 @@ class BasicBlock(nn.Module):
         )
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
+            self.shortcut = FusedSequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
 
@@ -45,7 +46,7 @@ def resnet(frame_shape: FrameShape, blocks_per_group: int, channels: Sequence[in
             stride = 2 if group > 0 and block == 0 else 1
             layers.append(BasicBlock(in_channels, out_channels, stride))
             in_channels = out_channels
-    return nn.Sequential(*layers, *pooled_features(in_channels))
+    return FusedSequential(*layers, *pooled_features(in_channels))
 
 
 def vanilla(frame_shape: FrameShape) -> nn.Sequential:

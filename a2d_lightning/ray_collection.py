@@ -7,8 +7,7 @@ import logging
 import socket
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -16,10 +15,9 @@ from tensordict import TensorDict
 from torch import nn
 
 from a2d_lightning.collection import Collecting, Collection, Games, restoring
-from a2d_lightning.collector import RolloutCollector
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION
-from a2d_lightning.normalization import frozen_batch_norm_statistics, normalizes_by_time_step
+from a2d_lightning.normalization import normalizes_by_time_step
 from a2d_lightning.policy import SamplingPolicy
 
 CPU = torch.device("cpu")
@@ -112,51 +110,6 @@ class RayCollection(Collection):
             socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
-M = TypeVar("M", bound=Callable[..., Any])
-
-
-def _answers(method: M) -> M:
-    """Gives back what ``method`` raises: Ray 2.60 ends the process of a collector that lets an error out."""
-
-    @functools.wraps(method)
-    def answer(*arguments: Any) -> Any:
-        try:
-            return method(*arguments)
-        except Exception as error:
-            return error
-
-    return cast(M, answer)
-
-
-class Worker(RolloutCollector):
-    """TorchRL's collector in a process of the cluster, with what a run asks of it between rollouts."""
-
-    def __repr__(self) -> str:
-        # Ray puts it in front of each line that a worker prints
-        return "a2d_lightning"
-
-    @_answers
-    def collect(self, weights: dict[str, Any], training: bool) -> TensorDict:
-        """A rollout ``[num_envs, T]`` under these weights and buffers."""
-        agent = self.policy.agent
-        agent.load_state_dict(weights)
-        agent.train(training)
-        with frozen_batch_norm_statistics(agent):
-            return self.next()
-
-    @_answers
-    def play_state(self) -> dict[str, Any]:
-        """See :meth:`Collecting.state`."""
-        return {"games": self.env.game_state(), "policy_generator": self.policy.generator.get_state()}
-
-    @_answers
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Brings games and random numbers to ``state``."""
-        self.env.restore_games(state["games"])
-        self.reset()
-        self.policy.generator.set_state(state["policy_generator"])
-
-
 class _CollectingElsewhere(Collecting):
     def __init__(
         self,
@@ -172,6 +125,8 @@ class _CollectingElsewhere(Collecting):
         self.where = games.where
         self.connected = settings.connect()
         from torchrl.collectors.distributed import RayCollector  # noqa: PLC0415 (imports Ray)
+
+        from a2d_lightning.ray_worker import Worker  # noqa: PLC0415 (slow to import)
 
         parts = games.shared_out(settings.num_workers, settings.cpus_per_worker)
         copied = copy.deepcopy(agent).to(CPU)

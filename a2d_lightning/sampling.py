@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
 from a2d_lightning.search_space import OPERATORS
+from a2d_lightning.weighted_sum import weighted_sum
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,7 @@ class SoftSum(Sampling):
 
     def mix(self, operators: nn.ModuleList, x: Tensor, weights: Tensor, ranking: Sequence[int]) -> Tensor:
         """See :class:`Sampling`."""
-        out = weights[0] * operators[0](x)
-        for i in range(1, len(operators)):
-            # addcmul spares the full-size product that a sum of products would write and read again
-            out = torch.addcmul(out, weights[i], operators[i](x))
-        return out
+        return weighted_sum(weights, [operator(x) for operator in operators])
 
 
 class TopK(Sampling):

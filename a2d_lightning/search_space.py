@@ -1,5 +1,6 @@
 """The search space (App. D): nine operators a cell, the plan of cells, MACs per operator, Architecture <-> JSON."""
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.depthwise import depthwise
 from a2d_lightning.errors import SettingError
+from a2d_lightning.fused_batch_norm import FusedSequential
 from a2d_lightning.macs import count_macs
 
 SCHEMA_VERSION = 1
@@ -22,7 +24,7 @@ FrameShape = tuple[int, int, int]
 
 def conv(in_channels: int, out_channels: int, stride: int, kernel: int) -> nn.Module:
     """Standard convolution, batch norm, ReLU."""
-    return nn.Sequential(
+    return FusedSequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
@@ -35,7 +37,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
         super().__init__()
         hidden = in_channels * expansion
-        self.body = nn.Sequential(
+        self.body = FusedSequential(
             nn.Conv2d(in_channels, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
@@ -57,7 +59,7 @@ def skip(in_channels: int, out_channels: int, stride: int) -> nn.Module:
         return nn.Identity()
     # without padding count_include_pad changes nothing, but Inductor's gradient is wrong with it (pytorch issue 198119)
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
-    return nn.Sequential(
+    return FusedSequential(
         pool if stride > 1 else nn.Identity(),
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -120,7 +122,7 @@ class Plan:
 
     def assemble(self, stack: int, cells: Sequence[nn.Module]) -> nn.Sequential:
         """A whole backbone around ``cells``: derived networks and the supernet are built alike."""
-        return nn.Sequential(*self.stem(stack), *cells, *pooled_features(self.channels[-1]))
+        return FusedSequential(*self.stem(stack), *cells, *pooled_features(self.channels[-1]))
 
 
 def pooled_features(channels: int) -> list[nn.Module]:
@@ -135,18 +137,21 @@ def operator_macs(plan: Plan, frame_shape: FrameShape) -> tuple[Tensor, int]:
         float64 ``[cells, operators]``, and the MACs of what is not searched (stem and last FC; no heads).
     """
     size = torch.Size(frame_shape)
-    stem = nn.Sequential(*plan.stem(frame_shape[0]))
-    fixed = count_macs(stem, size) + plan.channels[-1] * 256
     table = []
     height, width = (_halved(x) for x in frame_shape[1:])
-    for cell in plan.cells():
-        shape = torch.Size((cell.in_channels, height, width))
-        table.append(
-            [count_macs(build(cell.in_channels, cell.out_channels, cell.stride), shape) for build in OPERATORS.values()]
-        )
-        if cell.stride == 2:
-            height, width = _halved(height), _halved(width)
+    with torch.random.fork_rng(devices=[]):  # weights that are only counted are no reason for others to differ
+        fixed = count_macs(nn.Sequential(*plan.stem(frame_shape[0])), size) + plan.channels[-1] * 256
+        for cell in plan.cells():
+            table.append(_macs_of_each(cell, height, width))
+            if cell.stride == 2:
+                height, width = _halved(height), _halved(width)
     return torch.tensor(table, dtype=torch.float64), fixed
+
+
+@functools.cache  # most cells of a group are alike
+def _macs_of_each(cell: Cell, height: int, width: int) -> list[int]:
+    shape = torch.Size((cell.in_channels, height, width))
+    return [count_macs(build(cell.in_channels, cell.out_channels, cell.stride), shape) for build in OPERATORS.values()]
 
 
 def _halved(size: int) -> int:

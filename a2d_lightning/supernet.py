@@ -91,15 +91,12 @@ class Supernet(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """Frames float ``[B, stack, h, w]`` to features ``[B, 256]``."""
         weights, ranking = self.weights(), self.current_ranking().tolist()
-        x = frames
-        cell = 0
-        for layer in self.body:
-            if isinstance(layer, MixedCell):
-                x = self._mixed(layer, x, weights[cell], ranking[cell])
-                cell += 1
-            else:
-                x = layer(x)
-        return x
+        first = next(position for position, layer in enumerate(self.body) if isinstance(layer, MixedCell))
+        x = self.body[:first](frames)
+        for cell, its_weights, its_ranking in zip(self.cells, weights, ranking, strict=True):
+            x = self._mixed(cell, x, its_weights, its_ranking)
+        features: Tensor = self.body[first + len(ranking) :](x)
+        return features
 
     def _mixed(self, cell: MixedCell, x: Tensor, weights: Tensor, ranking: list[int]) -> Tensor:
         if not (self.recompute_activations and torch.is_grad_enabled()):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from a2d_lightning.depthwise import DepthwiseConv5x5
+from a2d_lightning.fused_batch_norm import FusedSequential
 from a2d_lightning.sampling import SoftSum
 
 
@@ -17,8 +18,10 @@ class PlainSoftSum(SoftSum):
         return sum(weight * operator(x) for weight, operator in zip(weights, operators, strict=True))
 
 
-def plain_convolutions(module: nn.Module) -> None:
-    """Makes every convolution in ``module`` compute as torch's own."""
+def plain_layers(module: nn.Module) -> None:
+    """Makes every layer in ``module`` compute as torch's own."""
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv5x5):
             object.__setattr__(layer, "forward", functools.partial(nn.Conv2d.forward, layer))
+        elif isinstance(layer, FusedSequential):
+            object.__setattr__(layer, "forward", functools.partial(nn.Sequential.forward, layer))

@@ -12,7 +12,7 @@ from a2d_lightning.sampling import Sampling, SinglePath
 from a2d_lightning.search_space import OPERATORS, Plan
 from a2d_lightning.supernet import Supernet
 from benchmarks.ours import ENDLESS, Laps, data_of, train
-from benchmarks.plain_supernet import PlainSoftSum, plain_convolutions
+from benchmarks.plain_supernet import PlainSoftSum, plain_layers
 from benchmarks.turns import Lap
 
 LAPTOP_PLAN = Plan((2, 2, 2), (8, 16, 32))
@@ -27,7 +27,7 @@ def soft_sum(
     shape = (4, frame_size, frame_size)
     agent = ActorCritic(Supernet(plan, shape, sampling, recompute), shape, 6)
     if isinstance(sampling, PlainSoftSum):
-        plain_convolutions(agent)
+        plain_layers(agent)
     acted = torch.randint(256, (num_envs, *shape), dtype=torch.uint8)
     learned = torch.randint(256, (num_envs * (steps + 1), *shape), dtype=torch.uint8)
     while True:

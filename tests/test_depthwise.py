@@ -12,47 +12,54 @@ from a2d_lightning.depthwise import DepthwiseConv5x5
 from a2d_lightning.macs import count_macs
 
 
-def gradients(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the sum of cubes: of weights and input, and of the squared norm of the weights' gradient by the input."""
+def gradients(layer: nn.Conv2d, x: Tensor, second: bool = False) -> list[Tensor]:
+    """Of the sum of cubes: of weights and input; or those of the squared norm of the weights' gradient."""
     x = x.clone().requires_grad_()
-    total = layer(x).pow(3).sum()
-    of_weights, of_x = torch.autograd.grad(total, (layer.weight, x), create_graph=True)
-    (second,) = torch.autograd.grad(of_weights.square().sum(), x)
-    return of_weights, of_x, second
+    found = torch.autograd.grad(layer(x).pow(3).sum(), (layer.weight, x), create_graph=second)
+    return list(torch.autograd.grad(found[0].square().sum(), (layer.weight, x)) if second else found)
 
 
+@pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
+# vectors are of 16 and of 8 channels
+@pytest.mark.parametrize("channels", [8, 40])
 @pytest.mark.parametrize("size", [(6, 6), (7, 5), (5, 8), (1, 1), (3, 2)])
-def test_gradients_are_those_of_a_convolution_in_double_precision(stride: int, size: tuple[int, int]) -> None:
+def test_gradients_are_those_of_a_convolution_in_double_precision(
+    size: tuple[int, int], channels: int, stride: int, second: bool
+) -> None:
     torch.manual_seed(0)
-    layer = DepthwiseConv5x5(4, stride).to(memory_format=torch.channels_last)
-    plain = nn.Conv2d(4, 4, 5, stride, 2, groups=4, bias=False).double()
+    layer = DepthwiseConv5x5(channels, stride).to(memory_format=torch.channels_last)
+    plain = nn.Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False).double()
     plain.weight.data.copy_(layer.weight)
-    x = torch.randn(3, 4, *size).to(memory_format=torch.channels_last)
-    with (
-        patch.object(depthwise, "SLOW_ABOVE", 0),
-        patch.object(depthwise, "_of_weights", wraps=depthwise._of_weights) as quick,
-    ):
-        found = gradients(layer, x)
+    x = torch.randn(19, channels, *size).to(memory_format=torch.channels_last)  # 16 shares of the images
+    with patch.object(depthwise, "_of_weight", wraps=depthwise._of_weight) as quick:
+        found = gradients(layer, x, second)
     assert quick.called
-    for mine, expected in zip(found, gradients(plain, x.double()), strict=True):
+    for mine, expected in zip(found, gradients(plain, x.double(), second), strict=True):
         torch.testing.assert_close(mine, expected.float(), rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
-def test_large_inputs_alone_take_the_quick_way() -> None:
-    layer = DepthwiseConv5x5(16, 1)
-    with patch.object(depthwise, "_of_weights", wraps=depthwise._of_weights) as quick:
-        layer(torch.randn(96, 16, 6, 6)).sum().backward()
-        assert quick.call_count == 0
-        layer(torch.randn(96, 16, 11, 11)).sum().backward()
-        assert quick.call_count == 1
+def test_gradients_keep_the_layout() -> None:
+    layer = DepthwiseConv5x5(16, 1).to(memory_format=torch.channels_last)
+    x = torch.randn(4, 16, 7, 7).to(memory_format=torch.channels_last)
+    of_x = gradients(layer, x)[1]
+    assert of_x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_does_not_fit_goes_the_usual_way() -> None:
+    channels_last = {"memory_format": torch.channels_last}
+    with patch.object(depthwise, "_of_weight") as quick:
+        DepthwiseConv5x5(12, 1)(torch.randn(4, 12, 7, 7).to(**channels_last)).sum().backward()  # channels
+        DepthwiseConv5x5(16, 1)(torch.randn(4, 16, 7, 7)).sum().backward()  # layout
+        DepthwiseConv5x5(16, 1).double()(torch.randn(4, 16, 7, 7).double().to(**channels_last)).sum().backward()
+    assert not quick.called
 
 
 def test_autocast_computes_in_bfloat16_as_ever() -> None:
     layer = DepthwiseConv5x5(16, 1)
     plain = nn.Conv2d(16, 16, 5, 1, 2, groups=16, bias=False)
     plain.load_state_dict(layer.state_dict())
-    x = torch.randn(96, 16, 11, 11)
+    x = torch.randn(96, 16, 11, 11).to(memory_format=torch.channels_last)
     outs = []
     for each in (layer, plain):
         with torch.autocast("cpu", torch.bfloat16):
@@ -65,8 +72,8 @@ def test_autocast_computes_in_bfloat16_as_ever() -> None:
 
 def test_frozen_weights_get_no_gradient() -> None:
     layer = DepthwiseConv5x5(16, 1).requires_grad_(False)
-    x = torch.randn(96, 16, 11, 11, requires_grad=True)
-    with patch.object(depthwise, "_of_weights") as quick:
+    x = torch.randn(96, 16, 11, 11).to(memory_format=torch.channels_last).requires_grad_()
+    with patch.object(depthwise, "_of_weight") as quick:
         layer(x).sum().backward()
     assert not quick.called
     assert layer.weight.grad is None
@@ -76,5 +83,5 @@ def test_frozen_weights_get_no_gradient() -> None:
 def test_it_is_copied_saved_and_counted_as_a_convolution() -> None:
     layer, plain = DepthwiseConv5x5(8, 2), nn.Conv2d(8, 8, 5, 2, 2, groups=8, bias=False)
     plain.load_state_dict(copy.deepcopy(layer).state_dict())
-    # 8 channels of 25 weights at 32 x 32 places; 64 x 64 x 8 is the size of a quick gradient, too, for a batch of 4
+    # 8 channels of 25 weights at 32 x 32 places
     assert count_macs(layer, torch.Size((8, 64, 64))) == count_macs(plain, torch.Size((8, 64, 64))) == 8 * 25 * 32 * 32

@@ -2,12 +2,15 @@
 
 import ast
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
-LEAVES = {"atomic_file", "depthwise", "errors", "games", "interruption", "macs", "parking", "watchdog"}
+KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "weighted_sum"}
+LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "watchdog", *KERNELS}
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -83,7 +86,8 @@ def test_the_house_is_where_it_is_looked_for() -> None:
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("depthwise", set()),
+        ("native", {"parking"}),
+        *[(name, {"native"}) for name in sorted(KERNELS - {"native"})],
         ("errors", set()),
         ("atomic_file", set()),
         ("interruption", set()),
@@ -112,7 +116,8 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("schemes", LEAVES | {"networks", "normalization", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
         ("collection", LEAVES | {"collector", "envs", "normalization", "policy"}),
-        ("ray_collection", LEAVES | {"collection", "collector", "normalization", "policy"}),
+        ("ray_collection", LEAVES | {"collection", "normalization", "policy", "ray_worker"}),
+        ("ray_worker", {"collector", "normalization"}),
         ("data", LEAVES | {"circumstances", "collection", "envs", "ranks", "ray_collection"}),
         ("evaluation", LEAVES | {"envs"}),
     ],
@@ -127,6 +132,12 @@ def test_modules_and_data_do_not_reach_each_other() -> None:
     for name in lightning_modules:
         assert "data" not in reached_from(name), name
     assert not lightning_modules & reached_from("data")
+
+
+def test_torchrl_is_imported_by_what_plays_alone() -> None:
+    # it takes a second, three where Ray is installed, which --help and --print_config do without
+    script = "import sys, a2d_lightning.cli; sys.exit(any(m in sys.modules for m in ('torchrl', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 def test_nothing_imports_callbacks() -> None:

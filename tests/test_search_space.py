@@ -35,6 +35,13 @@ def test_every_operator_maps_shapes_alike(name: str, size: int, out_channels: in
     assert out.shape == (2, out_channels, -(-size // stride), -(-(size + 1) // stride))
 
 
+def test_counting_leaves_random_numbers_alone() -> None:
+    before = torch.get_rng_state()
+    for height in (20, 20, 22):  # counted, counted before, and another one
+        operator_macs(SMALL, (2, height, 24))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
 def silence_norms(module: nn.Module) -> nn.Module:
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):

@@ -27,6 +27,7 @@ from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
 from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
+from a2d_lightning.optimizers import RMSprop
 from a2d_lightning.policy import ActionChoice
 from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.schemes import Metrics
@@ -42,7 +43,7 @@ METRICS_SECONDS = 1.0
 def rmsprop(params: Any) -> Optimizer:
     """RMSProp at the paper's 1e-3, with A2C's smoothing 0.99 and eps 1e-5: with DQN's eps of 0.01 and gradients clipped
     to norm 0.5, eps would outweigh nearly every weight's gradient and the update would be plain SGD."""
-    return torch.optim.RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5, foreach=True)
+    return RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5, foreach=True)
 
 
 class ActorCriticModule(EvaluatedModule):
@@ -313,8 +314,10 @@ class ActorCriticModule(EvaluatedModule):
     def apply_weights_gradient(self, optimizer: LightningOptimizer) -> Metrics:
         """Clips theta's gradient to ``gradient_clip_norm`` and takes the step; returns the norm that it had."""
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(weights, self.gradient_clip_norm)
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         check_finite({"gradient": norm}, self.env_steps)
+        if norm > self.gradient_clip_norm:  # clip_grad_norm_ would multiply shorter gradients by 1
+            torch.nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
         optimizer.step()
         optimizer.zero_grad()  # gradients that lie about in the heap keep the next forward from filling it
         self.weight_updates += 1

@@ -1,17 +1,19 @@
 """How a module's agent is scored: full games on every rank, one mean."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
 from torch import Tensor
 from torchmetrics import CatMetric
 
-from a2d_lightning.envs import GameEnv
 from a2d_lightning.evaluation import confidence_interval, play_games
 from a2d_lightning.networks import ActorCritic
 from a2d_lightning.policy import ActionChoice, choose
+
+if TYPE_CHECKING:
+    from a2d_lightning.envs import GameEnv
 
 Act = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels uint8 ``[B, stack, h, w]`` and a source of random numbers to actions int64 ``[B]``."""

@@ -1,0 +1,73 @@
+"""Kernels in C for what torch has none or a slow one of on CPUs, on torch's own threads.
+
+They are built at installation where there is a C compiler; without one torch computes the same, slower. Own code where
+profiles of the search and of training asked for it (benchmarks/README.md).
+"""
+
+import ctypes
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from a2d_lightning.parking import gcc_openmp
+
+SMALL = 2**14
+"""Elements of a tensor that one thread works on."""
+
+_POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
+
+
+class Kernels:
+    """The library's functions. Each takes its tensors' elements, which decide on the number of threads, then what the
+    function in C takes after those: numbers, and addresses of float32 tensors.
+
+    Args:
+        library: as built.
+        parallel: address of the ``GOMP_parallel`` that torch runs on.
+    """
+
+    def __init__(self, library: ctypes.CDLL, parallel: int) -> None:
+        self._library = library
+        self._parallel = parallel
+        self.batch_norm = self._function("batch_norm", _LONG, _LONG, _INT, _DOUBLE, _DOUBLE, *[_POINTER] * 7)
+        self.batch_norm_backward = self._function("batch_norm_backward", _LONG, _LONG, _INT, *[_POINTER] * 7)
+        self.depthwise_of_weight = self._function("depthwise_of_weight", *[_LONG] * 7, *[_POINTER] * 3)
+        self.rmsprop = self._function("rmsprop", _LONG, _LONG, *[_DOUBLE] * 3, *[_POINTER] * 4)
+        self.weighted_sum = self._function("weighted_sum", _LONG, _LONG, *[_POINTER] * 3)
+        self.weighted_sum_backward = self._function("weighted_sum_backward", _LONG, _LONG, *[_POINTER] * 5)
+
+    def _function(self, name: str, *arguments: Any) -> Callable[..., None]:
+        function, parallel = self._library[f"a2d_{name}"], self._parallel
+        function.argtypes = [_POINTER, ctypes.c_uint, *arguments]
+
+        def call(elements: int, *values: Any) -> None:
+            if function(parallel, torch.get_num_threads() if elements > SMALL else 1, *values):
+                raise MemoryError(f"{name} of {elements} elements")
+
+        return call
+
+
+def addresses(tensors: Sequence[Tensor]) -> Any:
+    """What a function in C takes as an array of tensors."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def sizes(tensors: Sequence[Tensor]) -> Any:
+    """Their elements, as an array in C."""
+    return (ctypes.c_long * len(tensors))(*[tensor.numel() for tensor in tensors])
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The library, if it was built and torch runs on GCC's OpenMP."""
+    found = importlib.util.find_spec("a2d_lightning.native._kernels")
+    openmp = gcc_openmp()
+    if found is None or found.origin is None or openmp is None:
+        return None
+    parallel = ctypes.cast(openmp.GOMP_parallel, ctypes.c_void_p).value
+    assert parallel is not None
+    return Kernels(ctypes.CDLL(found.origin), parallel)

@@ -1,0 +1,76 @@
+"""The kernels in C are there, and give the same bits on any number of threads."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from a2d_lightning.fused_batch_norm import FusedSequential
+from a2d_lightning.native import kernels
+from a2d_lightning.search_space import Plan
+from a2d_lightning.supernet import Supernet
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts torch's number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_they_were_built() -> None:
+    # other tests would compare torch with itself; a C compiler is needed where the package is installed for development
+    assert kernels() is not None
+
+
+def gradients_of_a_supernet() -> list[Tensor]:
+    torch.manual_seed(0)
+    # 16 channels of 21 x 21 for 8 frames: 56,448 elements, more than one thread's share
+    supernet = Supernet(Plan((1, 1), (16, 24)), (4, 42, 42)).to(memory_format=torch.channels_last)
+    supernet(torch.rand(8, 4, 42, 42).to(memory_format=torch.channels_last)).square().sum().backward()
+    return [p.grad for p in supernet.parameters() if p.grad is not None]
+
+
+@pytest.mark.usefixtures("threads")
+def test_sums_do_not_depend_on_the_number_of_threads() -> None:
+    x = torch.randn(8, 24, 40, 30).to(memory_format=torch.channels_last)
+    layer = FusedSequential(torch.nn.BatchNorm2d(24), torch.nn.ReLU())
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        leaf = x.clone().requires_grad_()
+        layer.zero_grad()
+        out = layer(leaf)
+        out.square().sum().backward()
+        found.append([out, leaf.grad, *[p.grad.clone() for p in layer.parameters()]])
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("missing", ["file", "openmp"])
+def test_without_them_torch_computes_the_same(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_them = gradients_of_a_supernet()
+    if missing == "file":
+        monkeypatch.setattr("a2d_lightning.native.importlib.util.find_spec", lambda name: None)
+    else:
+        monkeypatch.setattr("a2d_lightning.native.gcc_openmp", lambda: None)
+    kernels.cache_clear()
+    try:
+        assert kernels() is None
+        without = gradients_of_a_supernet()
+    finally:
+        monkeypatch.undo()
+        kernels.cache_clear()
+    assert len(with_them) == len(without) > 100
+    one, other = (torch.cat([gradient.flatten() for gradient in found]) for found in (with_them, without))
+    # float32, and ReLUs that rounding opens or closes
+    assert (one - other).norm() < 1e-4 * other.norm()
+
+
+def test_a_failure_of_memory_is_one_of_python() -> None:
+    run = kernels()
+    assert run is not None
+    with pytest.raises(MemoryError, match="weighted_sum_backward of 1 elements"):
+        run.weighted_sum_backward(1, 1, 2**50, 0, 0, 0, 0, 0)  # 2^57 bytes of sums
