@@ -33,8 +33,8 @@ def gradients(network: nn.Module, x: Tensor, second: bool = False) -> list[Tenso
     """What comes out, and the gradients of input and weights; or the derivatives of the input's gradient."""
     x = x.clone().requires_grad_()
     out = network(x)
-    # cubes of another tensor: sums of squares of normalized values have no gradient
-    total = (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).pow(3).sum()
+    # sums of squares of normalized values have no gradient, powers of what a ReLU closed neither
+    total = (out + torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).pow(3).sum()
     wanted = (x, *network.parameters())
     found = torch.autograd.grad(total, wanted, create_graph=second)
     if second:
