@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from a2d_lightning.errors import SettingError
 from a2d_lightning.fused_batch_norm import FusedSequential
 from a2d_lightning.search_space import Architecture, FrameShape, pooled_features
+from a2d_lightning.unit_frames import unit_frames
 
 
 class BasicBlock(nn.Module):
@@ -144,12 +145,13 @@ class ActorCritic(nn.Module):
         return logits.float(), values.float()
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        # 1.3x to 1.6x the default layout's speed on CPU
-        frames = pixels.to(self.actor.weight.dtype, memory_format=torch.channels_last)
-        times = frames.shape[-1] // self.frame_shape[-1]
-        if times > 1:
-            frames = F.avg_pool2d(frames, times).round()
-        features = self.backbone(frames / 255.0)
+        dtype = self.actor.weight.dtype
+        times = pixels.shape[-1] // self.frame_shape[-1]
+        if times == 1:
+            frames = unit_frames(pixels, dtype)
+        else:
+            frames = F.avg_pool2d(pixels.to(dtype, memory_format=torch.channels_last), times).round() / 255.0
+        features = self.backbone(frames)
         return self.actor(features), self.critic(features)[:, 0]
 
 

@@ -23,7 +23,7 @@ _POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, c
 
 class Kernels:
     """The library's functions. Each takes its tensors' elements, which decide on the number of threads, then what the
-    function in C takes after those: numbers, and addresses of float32 tensors.
+    function in C takes after those: numbers, and addresses of tensors.
 
     Args:
         library: as built.
@@ -37,6 +37,7 @@ class Kernels:
         self.batch_norm_backward = self._function("batch_norm_backward", _LONG, _LONG, _INT, *[_POINTER] * 7)
         self.depthwise_of_weight = self._function("depthwise_of_weight", *[_LONG] * 7, *[_POINTER] * 3)
         self.rmsprop = self._function("rmsprop", _LONG, _LONG, *[_DOUBLE] * 3, *[_POINTER] * 4)
+        self.unit_frames = self._function("unit_frames", *[_LONG] * 3, *[_POINTER] * 2)
         self.weighted_sum = self._function("weighted_sum", _LONG, _LONG, *[_POINTER] * 3)
         self.weighted_sum_backward = self._function("weighted_sum_backward", _LONG, _LONG, *[_POINTER] * 5)
 
