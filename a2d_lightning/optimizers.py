@@ -35,7 +35,7 @@ class RMSprop(torch.optim.RMSprop):
             if weights and _fits(group, weights, gradients, squares):
                 _step(group, weights, gradients, squares, steps)
             else:
-                settings = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+                settings = {name: group[name] for name in self.defaults}
                 rmsprop(weights, gradients, squares, averages, momenta, steps, has_complex=has_complex, **settings)
         return loss
 

@@ -31,11 +31,11 @@ def peak_gib(frame_size: int, sampling: str, recompute: bool, threads: int) -> f
 
 
 def seconds_to_start(commands: Sequence[Sequence[str]], times: int) -> list[float]:
-    """Median wall-clock seconds of each ``python arguments``, in turn, after a round that fills the disk's cache."""
+    """Median wall-clock seconds of each ``python arguments``, in turn; the first of several fills the disk's cache."""
     seconds: list[list[float]] = [[] for _ in commands]
-    for _ in range(times + 1):
+    for _ in range(times):
         for arguments, mine in zip(commands, seconds, strict=True):
             began = time.perf_counter()
             subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
             mine.append(time.perf_counter() - began)
-    return [median(mine[1:]) for mine in seconds]
+    return [median(mine[times > 1 :]) for mine in seconds]

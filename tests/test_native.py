@@ -1,6 +1,8 @@
 """The kernels in C are there, and give the same bits on any number of threads."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +69,25 @@ def test_without_them_torch_computes_the_same(missing: str, monkeypatch: pytest.
     one, other = (torch.cat([gradient.flatten() for gradient in found]) for found in (with_them, without))
     # float32, and ReLUs that rounding opens or closes
     assert (one - other).norm() < 1e-4 * other.norm()
+
+
+@pytest.mark.parametrize("content", [b"", "of another release"])
+def test_a_library_that_does_not_fit_is_named_and_left(
+    content: bytes | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "_kernels.so"
+    if isinstance(content, bytes):
+        library.write_bytes(content)
+    else:
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # a library, and without our functions
+    spec = SimpleNamespace(origin=str(library))
+    monkeypatch.setattr("a2d_lightning.native.importlib.util.find_spec", lambda name: spec)
+    kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="install the package again"):
+            assert kernels() is None
+    finally:
+        kernels.cache_clear()
 
 
 def test_a_failure_of_memory_is_one_of_python() -> None:

@@ -23,7 +23,7 @@ def network() -> nn.Module:
 
 def trained(module: nn.Module, make: Callable[..., torch.optim.Optimizer], steps: int = 5, **settings: Any) -> Any:
     """The optimizer after some steps of ``module`` along gradients that are the same each time."""
-    optimizer = make(module.parameters(), **{**SETTINGS, **settings})
+    optimizer = make(module.named_parameters(), **{**SETTINGS, **settings})
     generator = torch.Generator().manual_seed(1)
     for _ in range(steps):
         for weight in module.parameters():

@@ -7,6 +7,7 @@ profiles of the search and of training asked for it (benchmarks/README.md).
 import ctypes
 import functools
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,4 +72,12 @@ def kernels() -> Kernels | None:
         return None
     parallel = ctypes.cast(openmp.GOMP_parallel, ctypes.c_void_p).value
     assert parallel is not None
-    return Kernels(ctypes.CDLL(found.origin), parallel)
+    try:
+        return Kernels(ctypes.CDLL(found.origin), parallel)
+    except (OSError, AttributeError) as error:
+        warnings.warn(
+            f"a2d_lightning's kernels in C cannot be used ({error}): install the package again; until then torch "
+            "computes the same, slower.",
+            stacklevel=2,
+        )
+        return None
