@@ -128,7 +128,7 @@ def play(group: Group, rounds: int, turns: int, seconds: float) -> Seconds:
     found: Seconds = {name: [] for name in group}
     for number in range(rounds):
         with ExitStack() as stack:
-            seats = [stack.enter_context(Seat(name, contestant)) for name, contestant in group.items()]
+            seats = [stack.enter_context(Seat(name, contestant, seconds)) for name, contestant in group.items()]
             for name, values in alternate(seats, turns, seconds).items():
                 found[name].append(values)
                 each = " ".join(f"{value * 1e3:.1f}" for value in values)

@@ -43,10 +43,13 @@ class Seat:
     Args:
         name: for errors.
         contestant: what it does there.
+        warmup_seconds: that it works before the next one is seated, since two that get ready side by side, each with
+            threads for all cores, would wait for each other's.
     """
 
-    def __init__(self, name: str, contestant: Contestant) -> None:
+    def __init__(self, name: str, contestant: Contestant, warmup_seconds: float) -> None:
         self.name = name
+        self._warmup_seconds = warmup_seconds
         self._connection: Connection
         self._connection, theirs = _FORK.Pipe()
         self._process = _FORK.Process(target=_perform, args=(contestant, theirs))
@@ -68,6 +71,7 @@ class Seat:
         return answer
 
     def __enter__(self) -> "Seat":
+        self.turn(self._warmup_seconds)
         return self
 
     def __exit__(
@@ -81,9 +85,7 @@ class Seat:
 
 
 def alternate(seats: Sequence[Seat], turns: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds a rollout of each, a figure a turn, after one to warm up; who begins changes each turn."""
-    for seat in seats:
-        seat.turn(seconds)
+    """Seconds a rollout of each, a figure a turn; who begins changes each turn."""
     found: dict[str, list[float]] = {seat.name: [] for seat in seats}
     for number in range(turns):
         first = number % len(seats)
