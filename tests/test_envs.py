@@ -15,8 +15,9 @@ from torchrl.envs.utils import check_env_specs
 from toy_game import CATCH, LIVES, SIZE, STEPS, register
 
 from a2d_lightning import envs
-from a2d_lightning.envs import FrameSettings, GameEnv, canonical_game, make_env
+from a2d_lightning.envs import GameEnv, make_env
 from a2d_lightning.errors import SettingError
+from a2d_lightning.games import FrameSettings, canonical_game
 
 register()
 ATARI_FRAMES = FrameSettings()
