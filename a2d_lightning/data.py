@@ -286,8 +286,10 @@ class RolloutDataModule(L.LightningDataModule):
         if self.life_loss_terminal:
             terminated = terminated | after["life_lost"][..., 0]
         reward = after["reward"][..., 0]
+        kept = rollout.get("activations", None)
         return TensorDict(
             {
+                **({} if kept is None else {"activations": kept}),
                 "pixels": rollout["pixels"],
                 "action": rollout["action"],
                 "log_prob": rollout["log_prob"],
@@ -302,6 +304,12 @@ class RolloutDataModule(L.LightningDataModule):
             },
             rollout.batch_size,
         )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Rollouts are there already, and looking at all their parts would take a millisecond."""
+        if isinstance(batch, TensorDict):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> GameSeeds:
         """Seeds of the games that score the policy in training; the same ones each time."""

@@ -126,7 +126,7 @@ class GameEnv(EnvBase):
             seeds = np.array([stream.integers(2**31) if now else GO_ON for stream, now in streams])
         self.journal.reset(mask, seeds)
         self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
-        with self._emulating():
+        with self.parked or nullcontext(), self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
         # of the others a vector environment need not report anything that holds
         self._pixels = np.where(mask[:, None, None, None], pixels, self._pixels)
@@ -135,11 +135,12 @@ class GameEnv(EnvBase):
             self._lives = np.where(mask, info["lives"], self._lives)
         return self._pixels
 
-    def play(self, actions: np.ndarray) -> Decision:
+    def play(self, actions: np.ndarray, frames: np.ndarray | None = None) -> Decision:
         """Plays one decision of each game.
 
         Args:
             actions: int ``[n]``.
+            frames: gets a copy of the decision's pixels.
 
         Raises:
             ValueError: there is no such action.
@@ -148,18 +149,23 @@ class GameEnv(EnvBase):
         # an action out of range kills ale-py's worker thread and the next call waits for ever
         if actions.min() < 0 or actions.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {actions.tolist()}")
-        with self._emulating():
-            self._pixels, reward, terminated, truncated, info = self.vector.step(actions)
-        self.journal.step(actions)
-        self._decisions_since_seed += 1
-        rewards = reward.astype(np.float32)
-        self._game_score = self._game_score + rewards
-        lives = np.array(info["lives"]) if "lives" in info else self._lives
-        life_lost = lives < self._lives
-        self._lives = lives
-        return Decision(
-            self._pixels, rewards, self._game_score, life_lost, terminated.astype(bool), truncated.astype(bool)
-        )
+        with self.parked or nullcontext():
+            with self._emulating():
+                self._pixels, reward, terminated, truncated, info = self.vector.step(actions)
+            if self.parked is not None:
+                self.parked.wake()
+            if frames is not None:
+                np.copyto(frames, self._pixels)
+            self.journal.step(actions)
+            self._decisions_since_seed += 1
+            rewards = reward.astype(np.float32)
+            self._game_score = self._game_score + rewards
+            lives = np.array(info["lives"]) if "lives" in info else self._lives
+            life_lost = lives < self._lives
+            self._lives = lives
+            return Decision(
+                self._pixels, rewards, self._game_score, life_lost, terminated.astype(bool), truncated.astype(bool)
+            )
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         num_envs = self.batch_size[0]
@@ -200,7 +206,7 @@ class GameEnv(EnvBase):
     def _emulating(self) -> Iterator[None]:
         """An environment that fails or hangs ends the run with a line that names it."""
         what = self.watchdog.what if self.watchdog is not None else "an environment"
-        with self.watchdog or nullcontext(), self.parked or nullcontext():
+        with self.watchdog or nullcontext():
             try:
                 yield
             except Exception as error:

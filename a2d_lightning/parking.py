@@ -47,6 +47,7 @@ class ParkedThreads:
         self._libc = ctypes.PyDLL(None)
         self._semaphore = (ctypes.c_long * 8)()  # a sem_t takes 32 bytes
         self._asleep = 0
+        self._is_open = False
 
     def __enter__(self) -> None:
         threads = torch.get_num_threads()
@@ -54,16 +55,22 @@ class ParkedThreads:
             return
         self._libc.sem_init(self._semaphore, 0, 0)
         self._asleep = threads - 1
+        self._is_open = True
         # each thread but this one calls sem_wait(semaphore)
         self._openmp.GOMP_parallel_start(self._libc.sem_wait, self._semaphore, threads)
+
+    def wake(self) -> None:
+        """To be called before the end of the block: what follows up to there runs while they wake up."""
+        for _ in range(self._asleep):
+            self._libc.sem_post(self._semaphore)
+        self._asleep = 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._asleep:
-            for _ in range(self._asleep):
-                self._libc.sem_post(self._semaphore)
-            self._asleep = 0
+        self.wake()
+        if self._is_open:
+            self._is_open = False
             assert self._openmp is not None
             self._openmp.GOMP_parallel_end()
 

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
 KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "unit_frames", "weighted_sum"}
-LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "watchdog", *KERNELS}
+LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "recall", "watchdog", *KERNELS}
 
 
 def imported_names(source: str, package: str) -> set[str]:
