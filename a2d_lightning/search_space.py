@@ -15,6 +15,7 @@ from a2d_lightning.depthwise import depthwise
 from a2d_lightning.errors import SettingError
 from a2d_lightning.fused_batch_norm import FusedSequential
 from a2d_lightning.macs import count_macs
+from a2d_lightning.pointwise import PointwiseConv
 
 SCHEMA_VERSION = 1
 
@@ -38,13 +39,13 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = in_channels * expansion
         self.body = FusedSequential(
-            nn.Conv2d(in_channels, hidden, 1, bias=False),
+            PointwiseConv(in_channels, hidden),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
             depthwise(hidden, stride, kernel),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, out_channels, 1, bias=False),
+            PointwiseConv(hidden, out_channels),
             nn.BatchNorm2d(out_channels),
         )
         self.residual = stride == 1 and in_channels == out_channels
@@ -61,7 +62,7 @@ def skip(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     return FusedSequential(
         pool if stride > 1 else nn.Identity(),
-        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        PointwiseConv(in_channels, out_channels),
         nn.BatchNorm2d(out_channels),
     )
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from a2d_lightning.depthwise import DepthwiseConv5x5
 from a2d_lightning.fused_batch_norm import FusedSequential
+from a2d_lightning.pointwise import PointwiseConv
 from a2d_lightning.sampling import SoftSum
 
 
@@ -21,7 +22,7 @@ class PlainSoftSum(SoftSum):
 def plain_layers(module: nn.Module) -> None:
     """Makes every layer in ``module`` compute as torch's own."""
     for layer in module.modules():
-        if isinstance(layer, DepthwiseConv5x5):
+        if isinstance(layer, DepthwiseConv5x5 | PointwiseConv):
             object.__setattr__(layer, "forward", functools.partial(nn.Conv2d.forward, layer))
         elif isinstance(layer, FusedSequential):
             object.__setattr__(layer, "forward", functools.partial(nn.Sequential.forward, layer))

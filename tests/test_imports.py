@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
-KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "unit_frames", "weighted_sum"}
+KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "pointwise", "unit_frames", "weighted_sum"}
 LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "recall", "watchdog", *KERNELS}
 
 

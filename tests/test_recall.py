@@ -162,8 +162,9 @@ class Computed(TorchDispatchMode):
 def test_only_what_nobody_acted_on_is_computed() -> None:
     agent = make_agent("vanilla", "batch")
     rollout, _ = acted_rollout(agent)
+    rollout["action"] = rollout["log_prob"] = torch.zeros(ENVS, STEPS)
     with Computed() as computed:
-        recalled_forward(agent, rollout)
+        list(A2C().minibatches(agent, rollout, lambda value, next_value: (next_value - value, next_value)))
     # three convolutions, a dense layer and two heads; four last frames, two of games truncated inside
     assert computed.frames == {ENVS + 2: 6}
 
