@@ -64,7 +64,7 @@ class A2C(Algorithm):
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
         """Yields the whole rollout once."""
-        forward = recalled_forward if "activations" in rollout.keys() else joint_forward  # noqa: SIM118 (no dict)
+        forward = joint_forward if rollout.get("activations", None) is None else recalled_forward
         logits, value, next_value = forward(student, rollout)
         advantage, target = estimate(value, next_value)
         yield Minibatch(

@@ -39,6 +39,7 @@ def check_finite(terms: dict[str, Tensor], env_steps: int) -> None:
 def keep_rollout(rollout: TensorDict, error: NonFiniteError, path: Path) -> None:
     """Writes what led to ``error`` where ``torch.load`` finds it; a disk that is full must not hide the error."""
     content = io.BytesIO()
-    torch.save({"error": str(error), "rollout": rollout.cpu().to_dict()}, content)
+    # what acting kept has been used up by the update
+    torch.save({"error": str(error), "rollout": rollout.exclude("activations").cpu().to_dict()}, content)
     with contextlib.suppress(OSError):
         write_atomically(path, content.getbuffer())

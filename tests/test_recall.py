@@ -4,6 +4,7 @@ import copy
 import functools
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -17,6 +18,8 @@ from toy_game import CATCH, SIZE, register
 from a2d_lightning.algorithms import A2C, PPO, joint_forward, recalled_forward
 from a2d_lightning.collection import LocalCollection
 from a2d_lightning.data import RolloutDataModule
+from a2d_lightning.errors import NonFiniteError
+from a2d_lightning.finite import keep_rollout
 from a2d_lightning.games import FrameSettings
 from a2d_lightning.modules import SearchModule, TeacherModule
 from a2d_lightning.networks import ActorCritic, four_conv, initialize, resnet, vanilla
@@ -40,10 +43,11 @@ BACKBONES = {
     # a 5x5 depthwise operator, whose convolution is our own function
     "derived": lambda: Architecture(("conv_k3", "ir_k5_e3", "skip"), PLAN, FRAME, 0, 0).build(FRAME),
 }
+KINDS: tuple[Normalization, ...] = ("running", "per_step", "group", "none")
 CASES: list[tuple[str, Normalization]] = [
     ("vanilla", "batch"),
     ("four_conv", "batch"),
-    *((network, kind) for network in ("resnet", "derived") for kind in ("running", "per_step", "group", "none")),  # type: ignore[misc]
+    *((network, kind) for network in ("resnet", "derived") for kind in KINDS),
 ]
 
 
@@ -190,6 +194,13 @@ def test_running_statistics_are_taken_of_what_was_acted_on() -> None:
     for layer, found in zip(layers, ours, strict=True):
         assert found.shape[0] == 1
         assert torch.allclose(found, torch.stack(layer.seen), rtol=1e-10)
+
+
+def test_a_rollout_that_led_to_nan_is_kept_without_them(tmp_path: Path) -> None:
+    rollout, _ = acted_rollout(make_agent("vanilla", "batch"))
+    keep_rollout(rollout, NonFiniteError("nan"), tmp_path / "rollout.pt")
+    assert set(torch.load(tmp_path / "rollout.pt")["rollout"]) == {"pixels", "next"}
+    assert "activations" in rollout
 
 
 def test_what_depends_on_the_batch_is_not_recalled() -> None:
