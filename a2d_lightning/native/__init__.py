@@ -28,12 +28,15 @@ class Kernels:
 
     Args:
         library: as built.
-        parallel: address of the ``GOMP_parallel`` that torch runs on.
+        openmp: that torch runs on.
+
+    Raises:
+        AttributeError: a library of another release.
     """
 
-    def __init__(self, library: ctypes.CDLL, parallel: int) -> None:
+    def __init__(self, library: ctypes.CDLL, openmp: ctypes.CDLL) -> None:
         self._library = library
-        self._parallel = parallel
+        library.a2d_use_openmp(*[ctypes.cast(f, _POINTER) for f in (openmp.GOMP_parallel, openmp.omp_get_thread_num)])
         self.batch_norm = self._function("batch_norm", _LONG, _LONG, _INT, _DOUBLE, _DOUBLE, *[_POINTER] * 7)
         self.batch_norm_backward = self._function("batch_norm_backward", _LONG, _LONG, _INT, *[_POINTER] * 7)
         self.depthwise_of_weight = self._function("depthwise_of_weight", *[_LONG] * 7, *[_POINTER] * 3)
@@ -43,11 +46,11 @@ class Kernels:
         self.weighted_sum_backward = self._function("weighted_sum_backward", _LONG, _LONG, *[_POINTER] * 5)
 
     def _function(self, name: str, *arguments: Any) -> Callable[..., None]:
-        function, parallel = self._library[f"a2d_{name}"], self._parallel
-        function.argtypes = [_POINTER, ctypes.c_uint, *arguments]
+        function = self._library[f"a2d_{name}"]
+        function.argtypes = [ctypes.c_uint, *arguments]
 
         def call(elements: int, *values: Any) -> None:
-            if function(parallel, torch.get_num_threads() if elements > SMALL else 1, *values):
+            if function(torch.get_num_threads() if elements > SMALL else 1, *values):
                 raise MemoryError(f"{name} of {elements} elements")
 
         return call
@@ -70,10 +73,8 @@ def kernels() -> Kernels | None:
     openmp = gcc_openmp()
     if found is None or found.origin is None or openmp is None:
         return None
-    parallel = ctypes.cast(openmp.GOMP_parallel, ctypes.c_void_p).value
-    assert parallel is not None
     try:
-        return Kernels(ctypes.CDLL(found.origin), parallel)
+        return Kernels(ctypes.CDLL(found.origin), openmp)
     except (OSError, AttributeError) as error:
         warnings.warn(
             f"a2d_lightning's kernels in C cannot be used ({error}): install the package again; until then torch "

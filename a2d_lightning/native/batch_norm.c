@@ -154,7 +154,7 @@ static double *sums_of(long channels)
 
 /* x, y: [rows, channels]. weight, bias: [channels]. statistics: [2, channels], written: mean and invstd. running_mean and
 running_var move by `momentum`, or are NULL. Returns 0, or 1 where memory is short. */
-int a2d_batch_norm(a2d_parallel parallel, unsigned threads, long rows, long channels, int relu, double eps,
+int a2d_batch_norm(unsigned threads, long rows, long channels, int relu, double eps,
                    double momentum, const float *x, const float *weight, const float *bias, float *running_mean,
                    float *running_var, float *statistics, float *y)
 {
@@ -170,7 +170,7 @@ int a2d_batch_norm(a2d_parallel parallel, unsigned threads, long rows, long chan
             sum += x[a2d_begin(rows, i) * channels + c];
         mean[c] = sum / CHUNKS;
     }
-    a2d_run(moments, &j, parallel, threads);
+    a2d_run(moments, &j, threads);
     for (long c = 0; c < channels; c++) {
         double from_pivot = summed(&j, 0, c) / rows;
         double variance = summed(&j, 1, c) / rows - from_pivot * from_pivot;
@@ -183,14 +183,14 @@ int a2d_batch_norm(a2d_parallel parallel, unsigned threads, long rows, long chan
         }
     }
     affine(&j, weight, bias, invstd, scale, shift);
-    a2d_run(normalize, &j, parallel, threads);
+    a2d_run(normalize, &j, threads);
     free(j.sums);
     return 0;
 }
 
 /* gradient: of y. statistics: of the forward. of_x: [rows, channels], of_affine: [2, channels], written: the gradients of
 x, and of weight and bias. Returns 0, or 1 where memory is short. */
-int a2d_batch_norm_backward(a2d_parallel parallel, unsigned threads, long rows, long channels, int relu,
+int a2d_batch_norm_backward(unsigned threads, long rows, long channels, int relu,
                             const float *x, const float *weight, const float *bias, const float *statistics,
                             const float *gradient, float *of_x, float *of_affine)
 {
@@ -202,7 +202,7 @@ int a2d_batch_norm_backward(a2d_parallel parallel, unsigned threads, long rows, 
     if (!j.sums)
         return 1;
     affine(&j, weight, bias, invstd, scale, shift);
-    a2d_run(gradient_sums, &j, parallel, threads);
+    a2d_run(gradient_sums, &j, threads);
     for (long c = 0; c < channels; c++) {
         double sum = summed(&j, 0, c), product = summed(&j, 1, c);
         of_affine[c] = product * invstd[c];
@@ -211,7 +211,7 @@ int a2d_batch_norm_backward(a2d_parallel parallel, unsigned threads, long rows, 
         factor[c] = -slope;
         constant[c] = slope * statistics[c] - scale[c] * sum / rows;
     }
-    a2d_run(gradient_of_x, &j, parallel, threads);
+    a2d_run(gradient_of_x, &j, threads);
     free(j.sums);
     return 0;
 }

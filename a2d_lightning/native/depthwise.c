@@ -71,7 +71,7 @@ FOR_EACH_CPU static void some_images(const void *data, long chunk)
 
 /* x: [images, height, width, channels], gradient: [images, out_height, out_width, channels], channels a multiple of 8.
 of_weight: [channels, KERNEL, KERNEL], written. Returns 0, or 1 where memory is short. */
-int a2d_depthwise_of_weight(a2d_parallel parallel, unsigned threads, long images, long height, long width,
+int a2d_depthwise_of_weight(unsigned threads, long images, long height, long width,
                             long channels, long out_height, long out_width, long stride, const float *x,
                             const float *gradient, float *of_weight)
 {
@@ -79,7 +79,7 @@ int a2d_depthwise_of_weight(a2d_parallel parallel, unsigned threads, long images
     job j = {images, height, width, channels, out_height, out_width, stride, x, gradient, malloc(CHUNKS * size * sizeof(float))};
     if (!j.sums)
         return 1;
-    a2d_run(some_images, &j, parallel, threads);
+    a2d_run(some_images, &j, threads);
     for (long k = 0; k < KERNEL * KERNEL; k++)
         for (long c = 0; c < channels; c++) {
             double sum = 0;

@@ -32,10 +32,10 @@ FOR_EACH_CPU static void some_images(const void *data, long chunk)
 }
 
 /* out is written. Returns 0. */
-int a2d_unit_frames(a2d_parallel parallel, unsigned threads, long images, long stack, long places,
+int a2d_unit_frames(unsigned threads, long images, long stack, long places,
                     const uint8_t *frames, float *out)
 {
     job j = {images, stack, places, frames, out};
-    a2d_run(some_images, &j, parallel, threads);
+    a2d_run(some_images, &j, threads);
     return 0;
 }

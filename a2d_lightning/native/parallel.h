@@ -3,8 +3,6 @@
 #ifndef A2D_PARALLEL_H
 #define A2D_PARALLEL_H
 
-#include <stdatomic.h>
-
 /* Their number is fixed, and so is the order of sums over them, whatever the number of threads. */
 enum { CHUNKS = 16 };
 
@@ -15,37 +13,13 @@ enum { CHUNKS = 16 };
 #define FOR_EACH_CPU
 #endif
 
-/* Runs function(data) on each of `threads` threads: GCC's GOMP_parallel. */
-typedef void (*a2d_parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
-
-typedef struct {
-    void (*chunk)(const void *job, long i);
-    const void *job;
-    atomic_long next;
-} a2d_work;
-
-static void a2d_take_chunks(void *data)
-{
-    a2d_work *work = data;
-    long i;
-    while ((i = atomic_fetch_add(&work->next, 1)) < CHUNKS)
-        work->chunk(work->job, i);
-}
-
-/* Calls chunk(job, i) for i in [0, CHUNKS). */
-static void a2d_run(void (*chunk)(const void *, long), const void *job, a2d_parallel parallel, unsigned threads)
-{
-    a2d_work work = {chunk, job, 0};
-    if (threads > 1)
-        parallel(a2d_take_chunks, &work, threads, 0);
-    else
-        a2d_take_chunks(&work);
-}
-
 /* Where chunk i of n things begins. */
 static inline long a2d_begin(long n, long i)
 {
     return n * i / CHUNKS;
 }
+
+/* Calls chunk(job, i) for i in [0, CHUNKS), on so many threads. */
+void a2d_run(void (*chunk)(const void *job, long i), const void *job, unsigned threads);
 
 #endif

@@ -35,12 +35,12 @@ FOR_EACH_CPU static void step(const void *data, long chunk)
 }
 
 /* sizes, weights, gradients, squares: of `count` tensors, of `elements` together. Returns 0. */
-int a2d_rmsprop(a2d_parallel parallel, unsigned threads, long count, long elements, double rate, double alpha,
+int a2d_rmsprop(unsigned threads, long count, long elements, double rate, double alpha,
                 double eps, const long *sizes, float *const *weights, const float *const *gradients,
                 float *const *squares)
 {
     job j = {.count = count, .elements = elements, .sizes = sizes, .weights = weights, .squares = squares,
              .gradients = gradients, .rate = rate, .alpha = alpha, .rest = 1 - alpha, .eps = eps};
-    a2d_run(step, &j, parallel, threads);
+    a2d_run(step, &j, threads);
     return 0;
 }

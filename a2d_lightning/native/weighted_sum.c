@@ -65,16 +65,16 @@ FOR_EACH_CPU static void hand_down(const void *data, long chunk)
 }
 
 /* terms: `count` tensors of `elements`. out is written. Returns 0. */
-int a2d_weighted_sum(a2d_parallel parallel, unsigned threads, long elements, long count, const float *weights,
+int a2d_weighted_sum(unsigned threads, long elements, long count, const float *weights,
                      const float *const *terms, float *out)
 {
     job j = {.elements = elements, .count = count, .weights = weights, .terms = terms, .out = out};
-    a2d_run(add_up, &j, parallel, threads);
+    a2d_run(add_up, &j, threads);
     return 0;
 }
 
 /* gradient: of out. of_weights and of_terms are written. Returns 0, or 1 where memory is short. */
-int a2d_weighted_sum_backward(a2d_parallel parallel, unsigned threads, long elements, long count, const float *weights,
+int a2d_weighted_sum_backward(unsigned threads, long elements, long count, const float *weights,
                               const float *const *terms, const float *gradient, float *of_weights,
                               float *const *of_terms)
 {
@@ -82,7 +82,7 @@ int a2d_weighted_sum_backward(a2d_parallel parallel, unsigned threads, long elem
              .of_terms = of_terms, .dots = malloc(CHUNKS * count * sizeof(double))};
     if (!j.dots)
         return 1;
-    a2d_run(hand_down, &j, parallel, threads);
+    a2d_run(hand_down, &j, threads);
     for (long k = 0; k < count; k++) {
         double dot = 0;
         for (long i = 0; i < CHUNKS; i++)
