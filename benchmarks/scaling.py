@@ -16,6 +16,7 @@ from statistics import median
 
 import matplotlib
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib import pyplot as plt
 
 from a2d_lightning.allocator import keep_freed_memory
@@ -110,7 +111,8 @@ def main() -> None:
     parser.add_argument("--turn", help="one set-up's turn, in this process: prints its environment steps/s")
     settings = parser.parse_args()
     if settings.turn:
-        print(take_turn(Setup.parse(settings.turn), settings.threads, settings.env_steps))
+        rate = take_turn(Setup.parse(settings.turn), settings.threads, settings.env_steps)
+        rank_zero_only(print)(rate)  # the other processes of the turn run this, too
         return
     rates: dict[Setup, list[float]] = {setup: [] for setup in setups()}
     for number in range(settings.rounds):
