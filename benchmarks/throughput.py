@@ -235,7 +235,7 @@ def main() -> None:
     settings = parser.parse_args()
     rounds, turns, turn_seconds = settings.rounds, settings.turns, settings.seconds
     if settings.quick:
-        rounds, turns, turn_seconds = 1, 1, 0.5
+        rounds, turns, turn_seconds = 1, 3, 0.5
     seconds = {}
     for name, group in groups(settings.threads).items():
         playing = {who: work for who, work in group.items() if not settings.quick or who not in WITHOUT_TARGET}
