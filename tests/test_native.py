@@ -1,6 +1,9 @@
 """The kernels in C are there, and give the same bits on any number of threads."""
 
-from collections.abc import Iterator
+import ctypes
+import importlib.util
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from a2d_lightning.fused_batch_norm import FusedSequential
-from a2d_lightning.native import kernels
+from a2d_lightning.native import Kernels, kernels
 from a2d_lightning.search_space import Plan
 from a2d_lightning.supernet import Supernet
 
@@ -49,6 +52,32 @@ def test_sums_do_not_depend_on_the_number_of_threads() -> None:
         found.append([out, leaf.grad, *[p.grad.clone() for p in layer.parameters()]])
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_a_thread_does_the_work_of_those_that_do_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # OpenMP may give fewer threads than it is asked for; here the second of those asked for comes, and no other
+    spec = importlib.util.find_spec("a2d_lightning.native._kernels")
+    assert spec is not None
+    assert spec.origin is not None
+    library = shutil.copy(spec.origin, tmp_path)  # loaded a second time, since a library keeps its OpenMP
+    parallel = ctypes.CFUNCTYPE(
+        None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    )
+    calls = []
+
+    def come_alone(function: Callable[[int], None], data: int, threads: int, flags: int) -> None:
+        calls.append(threads)
+        function(data)
+
+    second = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)
+    openmp = SimpleNamespace(GOMP_parallel=parallel(come_alone), omp_get_thread_num=second)
+    alone = Kernels(ctypes.CDLL(library), openmp)
+    monkeypatch.setattr("a2d_lightning.fused_batch_norm.kernels", lambda: alone)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    x = torch.randn(8, 24, 40, 30).to(memory_format=torch.channels_last)
+    found = FusedSequential(torch.nn.BatchNorm2d(24))(x)
+    assert calls == [3, 3]  # for the statistics, and for what comes out
+    assert torch.allclose(found, torch.nn.BatchNorm2d(24)(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("missing", ["file", "openmp"])
