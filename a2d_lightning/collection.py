@@ -39,6 +39,10 @@ class Games:
     """Of the emulators' threads, one to a core; -1 leaves them to the system."""
     acts_on_cpu: bool = True
     """Whether torch's threads act for them, and may be in their way."""
+    wrappers: tuple[str | dict[str, Any], ...] = ()
+    """Around each Gymnasium environment."""
+    max_env_steps_per_game: int = 27_000
+    """The cap of Gymnasium environments without a limit of their own."""
 
     def build(self) -> "GameEnv":
         """The environments."""
@@ -56,6 +60,8 @@ class Games:
             self.first_core,
             watchdog,
             parked,
+            self.wrappers,
+            self.max_env_steps_per_game,
         )
 
     def shared_out(self, workers: int, threads: int) -> list["Games"]:

@@ -90,8 +90,8 @@ class RolloutDataModule(L.LightningDataModule):
     An evaluation batch is an int64 tensor of game seeds; the games are split over the ranks without repeats.
 
     Args:
-        game: an Atari game (``Pong``, ``space_invaders``, ``ALE/SpaceInvaders-v5``) or a Gymnasium id
-            (``CarRacing-v3``).
+        game: an Atari game (``Pong``, ``space_invaders``, ``ALE/SpaceInvaders-v5``) or any Gymnasium environment with
+            images and discrete actions, ``Id`` (``CarRacing-v3``) or ``module:Id``.
         num_envs: environments in each process.
         rollout_length: L, environment steps between updates (paper: 5).
         total_env_steps: the budget of a run, over all processes; rounded up to whole epochs.
@@ -99,6 +99,10 @@ class RolloutDataModule(L.LightningDataModule):
         frames: preprocessing of pictures.
         life_loss_terminal: a lost life is terminal for the targets (never for the game).
         clip_rewards: learn from the rewards' signs; scores are never clipped.
+        wrappers: Gymnasium wrappers around each environment, the first one innermost: a class path, or a dict of
+            ``class_path`` and ``init_args`` (not for Atari).
+        max_env_steps_per_game: a game is truncated after as many steps if its environment has no limit of its own
+            (not for Atari: 108,000 frames).
         noop_max: null operations at a game's start, drawn from 0 to ``noop_max - 1`` (Atari only).
         evaluation_games: full games an evaluation or a test plays.
         num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes. Where they fill
@@ -116,6 +120,8 @@ class RolloutDataModule(L.LightningDataModule):
         total_env_steps: PositiveInt = 30_000_000,
         env_steps_per_epoch: PositiveInt = 500_000,
         frames: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
+        wrappers: list[str | dict[str, Any]] | None = None,
+        max_env_steps_per_game: PositiveInt = 27_000,
         life_loss_terminal: bool = True,
         clip_rewards: bool = True,
         noop_max: PositiveInt = 30,
@@ -127,8 +133,9 @@ class RolloutDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         for name in ("size", "stack", "skip"):
-            if getattr(frames, name) <= 0:
-                raise SettingError(f"data.frames.{name}: {getattr(frames, name)} must be positive.")
+            value = getattr(frames, name)
+            if value is not None and value <= 0:
+                raise SettingError(f"data.frames.{name}: {value} must be positive.")
         if not 0.0 <= frames.sticky_action_probability <= 1.0:
             raise SettingError(
                 f"data.frames.sticky_action_probability: {frames.sticky_action_probability} is outside [0, 1]."
@@ -140,6 +147,8 @@ class RolloutDataModule(L.LightningDataModule):
         self.total_env_steps = total_env_steps
         self.env_steps_per_epoch = env_steps_per_epoch
         self.frames = frames
+        self.wrappers = tuple(wrappers or ())
+        self.max_env_steps_per_game = int(max_env_steps_per_game)
         self.life_loss_terminal = life_loss_terminal
         self.clip_rewards = clip_rewards
         self.noop_max = int(noop_max)
@@ -171,6 +180,8 @@ class RolloutDataModule(L.LightningDataModule):
             seed=seed,
             where=f"rank {trainer.global_rank if trainer is not None else 0}",
             first_core=first_core(threads, trainer.local_rank if trainer is not None else 0, local_ranks),
+            wrappers=self.wrappers,
+            max_env_steps_per_game=self.max_env_steps_per_game,
             acts_on_cpu=trainer is None or trainer.strategy.root_device.type == "cpu",
         )
 
@@ -256,6 +267,8 @@ class RolloutDataModule(L.LightningDataModule):
             "data.game": self.game,
             "data.num_envs": self.num_envs,
             "data.noop_max": self.noop_max,
+            "data.wrappers": list(self.wrappers),
+            "data.max_env_steps_per_game": self.max_env_steps_per_game,
             **{f"data.frames.{name}": value for name, value in asdict(self.frames).items()},
             "data.collection": self.collection.description(),
             "number of processes": self.trainer.world_size if self.trainer is not None else 1,

@@ -6,16 +6,15 @@ drawn from ``(seed, environment, number of the draw)``, with the first game that
 :data:`ATARI_DECISIONS_PER_SEED` decisions after the last.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
-from gymnasium.vector import AutoresetMode
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedContinuous
 from torchrl.envs import EnvBase
@@ -25,6 +24,7 @@ from a2d_lightning.games import FrameSettings, atari_rom, is_gymnasium_id
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.journal import GO_ON, Journal, Reset
 from a2d_lightning.parking import ParkedThreads
+from a2d_lightning.rollouts.gymnasium_games import WrapperSetting, gymnasium_games
 from a2d_lightning.watchdog import Watchdog
 
 ATARI_FRAMES_PER_GAME = 108_000
@@ -34,12 +34,22 @@ ATARI_DECISIONS_PER_SEED = 4_000
 """So seeded resets cost a few percent of the emulation, and what must be replayed of an environment takes seconds."""
 
 
+GYMNASIUM_DECISIONS_PER_SEED = 500
+"""A seeded reset of a cheap game takes as long as 30 of its steps, and this many are replayed in seconds."""
+
+ATARI_IMAGE = (210, 160)
+"""Height and width of the emulator's own image, pixels."""
+
+MAX_ENV_STEPS_PER_GAME = ATARI_FRAMES_PER_GAME // 4
+"""The Atari cap in decisions of four frames, for games of others without a limit."""
+
+
 @dataclass(frozen=True)
 class Decision:
     """What one decision of ``n`` games led to."""
 
     pixels: np.ndarray
-    """uint8 ``[n, stack, size, size]``; where a game ended, its true last observation."""
+    """uint8 ``[n, *frame_shape]``; where a game ended, its true last observation."""
     reward: np.ndarray
     """float32 ``[n]``, raw."""
     game_score: np.ndarray
@@ -64,7 +74,7 @@ class GameEnv(EnvBase):
     ``[n, 1]``. A reset reads ``_reset`` (which environments).
 
     Args:
-        vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_vector`.
+        vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_games`.
         seed: fixes the seeds of all games to come.
         decisions_per_seed: a game that begins seeds an environment that has made as many decisions since its last seed.
         watchdog: ends the process when an emulator hangs.
@@ -118,18 +128,20 @@ class GameEnv(EnvBase):
             seeds: int64 ``[n]``, of these games; if absent, drawn where they are due.
 
         Returns:
-            what all games show now, uint8 ``[n, stack, size, size]``.
+            what all games show now, uint8 ``[n, *frame_shape]``.
         """
         if seeds is None:
             due = mask & (self._decisions_since_seed >= self.decisions_per_seed)
-            streams = zip(self._seed_streams, due, strict=True)
-            seeds = np.array([stream.integers(2**31) if now else GO_ON for stream, now in streams])
+            seeds = np.full(self.batch_size[0], GO_ON)
+            for i in np.flatnonzero(due):
+                seeds[i] = self._seed_streams[i].integers(2**31)
         self.journal.reset(mask, seeds)
         self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
         with self.parked or nullcontext(), self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
         # of the others a vector environment need not report anything that holds
-        self._pixels = np.where(mask[:, None, None, None], pixels, self._pixels)
+        self._pixels = self._pixels.copy()
+        self._pixels[mask] = pixels[mask]
         self._game_score = np.where(mask, np.float32(0.0), self._game_score)
         if "lives" in info:
             self._lives = np.where(mask, info["lives"], self._lives)
@@ -233,8 +245,9 @@ class GameEnv(EnvBase):
             raise ValueError(f"they are {len(played.seeded_at)} games, not {self.batch_size[0]}")
         self.journal = Journal(self.batch_size[0])
         self.journal.first_step = played.first_step
-        everything = np.ones(self.batch_size[0], dtype=np.bool_)
-        _masked_reset(self.vector, np.full(self.batch_size[0], GO_ON), everything)  # ale-py asks for a full one first
+        if isinstance(self.vector, AtariVectorEnv):  # ale-py needs a full reset before a masked one
+            everything = np.ones(self.batch_size[0], dtype=np.bool_)
+            _masked_reset(self.vector, np.full(self.batch_size[0], GO_ON), everything)
         for event in played.events():
             INTERRUPTION.check()
             self._is_restored = True
@@ -265,17 +278,56 @@ def make_env(
     first_core: int = -1,
     watchdog: Watchdog | None = None,
     parked: ParkedThreads | None = None,
+    wrappers: Sequence[WrapperSetting] = (),
+    max_env_steps_per_game: int = MAX_ENV_STEPS_PER_GAME,
 ) -> GameEnv:
-    """``num_envs`` games of ``game``: an Atari name, or the id of any Gymnasium environment with images and discrete
-    actions, written with its version and no ``ALE/`` (``CarRacing-v3``).
+    """Build ``num_envs`` games of ``game``.
+
+    Args:
+        game: an Atari name, or ``Id`` or ``module:Id`` of any Gymnasium environment with images and discrete actions.
+        num_envs: games.
+        frames: preprocessing of images.
+        seed: fixes the seeds of all games to come.
+        num_threads: emulator threads (Atari).
+        noop_max: null operations at a game's start, 0 to ``noop_max - 1`` (Atari).
+        first_core: of the emulator threads' cores; -1 leaves them to the system.
+        watchdog: ends the process when an emulator hangs.
+        parked: makes room for the emulators while they work.
+        wrappers: around each Gymnasium environment, the first one innermost.
+        max_env_steps_per_game: the cap of Gymnasium environments without a limit of their own.
 
     Raises:
         SettingError: an unknown game, or an environment without images or discrete actions.
     """
     if is_gymnasium_id(game):
-        return GameEnv(gymnasium_vector(game, num_envs, frames), seed, watchdog=watchdog)
+        games = gymnasium_games(game, num_envs, frames, wrappers, max_env_steps_per_game)
+        return GameEnv(games, seed, GYMNASIUM_DECISIONS_PER_SEED, watchdog)
     vector = atari_vector(game, num_envs, frames, num_threads, noop_max, first_core)
+    if wrappers:
+        raise SettingError("data.wrappers: Atari games run in C++, outside of Gymnasium's wrappers; leave it out.")
     return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog, parked)
+
+
+class ColorAtari(AtariVectorEnv):
+    """ale-py's vector environment with observations ``[n, stack * 3, h, w]``."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        stack, height, width, colors = cast(tuple[int, ...], self.single_observation_space.shape)
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (stack * colors, height, width), np.uint8)
+
+    def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin new games."""
+        pixels, info = super().reset(**settings)
+        return self._channels_first(cast(np.ndarray, pixels)), info
+
+    def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all games."""
+        pixels, rewards, terminated, truncated, info = super().step(actions)
+        return self._channels_first(pixels), rewards, terminated, truncated, info
+
+    def _channels_first(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels.transpose(0, 1, 4, 2, 3).reshape(len(pixels), *cast(Any, self.single_observation_space).shape)
 
 
 def atari_vector(
@@ -288,15 +340,19 @@ def atari_vector(
     A lost life neither resets the game nor ends it here (ale-py's ``episodic_life`` would reset it, and
     ``life_loss_info`` marks it as its end); :class:`GameEnv` reports it from the drop in lives.
     """
-    return AtariVectorEnv(
+    if frames.channels is not None or frames.image_key is not None:
+        raise SettingError("data.frames: Atari games have one image; leave channels and image_key out.")
+    height, width = ATARI_IMAGE if frames.size is None else (frames.size, frames.size)
+    return (AtariVectorEnv if frames.gray else ColorAtari)(
         atari_rom(game),
         num_envs,
         num_threads=num_threads,
         thread_affinity_offset=first_core,
         max_num_frames_per_episode=ATARI_FRAMES_PER_GAME,
         repeat_action_probability=frames.sticky_action_probability,
-        img_height=frames.size,
-        img_width=frames.size,
+        img_height=height,
+        img_width=width,
+        grayscale=frames.gray,
         stack_num=frames.stack,
         frameskip=frames.skip,
         noop_max=noop_max,
@@ -304,57 +360,6 @@ def atari_vector(
         life_loss_info=False,
         reward_clipping=False,
     )
-
-
-class SkipFrames(gymnasium.Wrapper):
-    """Repeats each action ``skip`` times and observes the maximum of the last two frames that were really shown.
-
-    Gymnasium's MaxAndSkipObservation shows frames of the decision before where a game ends inside a skip.
-    """
-
-    def __init__(self, env: gymnasium.Env, skip: int) -> None:
-        super().__init__(env)
-        self.skip = skip
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One decision."""
-        shown, rewards = [], []
-        for _ in range(self.skip):
-            frame, reward, terminated, truncated, info = self.env.step(action)
-            shown.append(frame)
-            rewards.append(float(reward))
-            if terminated or truncated:
-                break
-        return np.max(shown[-2:], axis=0), sum(rewards), terminated, truncated, info
-
-
-# Environments whose actions are continuous unless asked.
-_DISCRETE_OPTION: dict[str, dict[str, Any]] = {"CarRacing": {"continuous": False}}
-
-
-def gymnasium_vector(game: str, num_envs: int, frames: FrameSettings) -> gymnasium.vector.SyncVectorEnv:
-    """Any Gymnasium environment with images ``[h, w, 3]`` and discrete actions, with the same preprocessing.
-
-    Raises:
-        SettingError: the environment has no images, or its actions are not discrete.
-    """
-    options = _DISCRETE_OPTION.get(game.rpartition("-v")[0].rpartition("/")[2], {})
-
-    def make() -> gymnasium.Env:
-        env = gymnasium.make(game, **options)
-        if not isinstance(env.action_space, gymnasium.spaces.Discrete):
-            raise SettingError(f"data.game: {game} has actions {env.action_space}; a2d needs discrete ones.")
-        shape = env.observation_space.shape
-        if shape is None or len(shape) != 3 or shape[-1] != 3:
-            raise SettingError(f"data.game: {game} observes {env.observation_space}; a2d needs images [h, w, 3].")
-        if frames.skip > 1:
-            env = SkipFrames(env, frames.skip)
-        env = gymnasium.wrappers.GrayscaleObservation(env)
-        env = gymnasium.wrappers.ResizeObservation(env, (frames.size, frames.size))
-        return gymnasium.wrappers.FrameStackObservation(env, frames.stack)
-
-    makers: list[Callable[[], gymnasium.Env]] = [make] * num_envs
-    return gymnasium.vector.SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
 
 
 def _column(values: np.ndarray) -> torch.Tensor:
@@ -367,5 +372,4 @@ def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: n
     if isinstance(vector, AtariVectorEnv):
         # ale-py asks for the seeds of the masked environments only, and for a full reset without a mask at first
         return vector.reset(seed=seeds[mask]) if mask.all() else vector.reset(seed=seeds[mask], options=options)
-    own = [None if seed == GO_ON else int(seed) for seed in seeds]
-    return vector.reset(seed=own, options=options)  # type: ignore[arg-type]
+    return vector.reset(seed=seeds, options=options)  # type: ignore[arg-type]

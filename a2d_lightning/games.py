@@ -2,8 +2,11 @@
 
 import difflib
 import functools
+import importlib
 import re
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Literal
 
 import gymnasium
 from ale_py import roms
@@ -13,13 +16,26 @@ from a2d_lightning.errors import SettingError
 
 @dataclass(frozen=True)
 class FrameSettings:
-    """How the emulator's pictures become observations ``uint8 [stack, size, size]``."""
+    """Preprocessing of images to observations ``uint8 [stack * channels, height, width]``.
 
-    size: int = 84
+    ``gray: false`` keeps all channels, ``size: null`` the image's height and width, ``skip: 1`` every step and
+    ``stack: 1`` the newest frame alone.
+    """
+
+    size: int | None = 84
+    """Height and width, pixels."""
     stack: int = 4
+    """Frames in an observation, the newest one last."""
     skip: int = 4
+    """Steps of the emulator in a decision, all with one action."""
     sticky_action_probability: float = 0.0
     """Probability that the emulator repeats the last action (Atari only)."""
+    gray: bool = True
+    """Replace red, green and blue by their luminance."""
+    channels: Literal["first", "last"] | None = None
+    """Where images ``[c, h, w]`` or ``[h, w, c]`` have their channels; if absent, by their shape (not for Atari)."""
+    image_key: str | None = None
+    """The image's name in a Dict of observations; not needed for the only image (not for Atari)."""
 
 
 @functools.cache
@@ -34,6 +50,14 @@ def atari_rom(game: str) -> str:
     Raises:
         SettingError: no such game; near matches are named.
     """
+    namespace, slash, _ = game.partition("/")
+    if slash and namespace != "ALE":
+        install = (
+            "install a2d-lightning with [minatar]."
+            if namespace == "MinAtar"
+            else (f"install the package that registers it, or name the module too: module:{game}.")
+        )
+        raise SettingError(f"data.game: Gymnasium knows no environment {game!r}; {install}")
     wanted = _squeeze(game)
     by_key = {_squeeze(rom): rom for rom in atari_games()}
     if wanted in by_key:
@@ -47,12 +71,39 @@ def atari_rom(game: str) -> str:
     raise SettingError(f"data.game: ale-py ships no game called {game!r}; {hint}")
 
 
+@functools.cache
+def import_game(game: str) -> str:
+    """Register the environment that ``game`` names and return its id alone; Atari games are returned as they are.
+
+    Args:
+        game: ``Id``, or ``module:Id`` to import the module first. The id's namespace may be the name of an entry point
+            ``gymnasium.envs`` of an installed package, a function that registers environments (as in Gym 0.26).
+
+    Raises:
+        SettingError: the module cannot be imported, or registers no such id.
+    """
+    module, _, env_id = game.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise SettingError(f"data.game: {module!r} of {game!r} cannot be imported ({error}).") from error
+    namespace, slash, _ = env_id.rpartition("/")
+    if slash and env_id not in gymnasium.registry:
+        for plugin in entry_points(group="gymnasium.envs", name=namespace):
+            plugin.load()()
+    if module and env_id not in gymnasium.registry:
+        raise SettingError(f"data.game: importing {module!r} registers no environment {env_id!r}.")
+    return env_id
+
+
 def is_gymnasium_id(game: str) -> bool:
-    """Whether ``game`` names a registered Gymnasium environment that is not an Atari game."""
+    """Return whether ``game`` names a Gymnasium environment that is not an Atari game: ``Id`` or ``module:Id``."""
+    env_id = import_game(game)
     return (
-        not game.startswith("ALE/")
-        and game in gymnasium.registry
-        and "ale_py" not in str(gymnasium.registry[game].entry_point)
+        not env_id.startswith("ALE/")
+        and env_id in gymnasium.registry
+        and "ale_py" not in str(gymnasium.registry[env_id].entry_point)
     )
 
 

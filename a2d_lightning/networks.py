@@ -80,6 +80,22 @@ def four_conv(frame_shape: FrameShape) -> nn.Sequential:
     return nn.Sequential(*body, nn.Linear(features, 256), nn.ReLU(inplace=True))
 
 
+def two_conv(frame_shape: FrameShape) -> nn.Sequential:
+    """Two 3x3 convolutions of 32 channels, the second of stride 2, and FC 256, for the 10x10 images of MinAtar.
+
+    Not of the paper: after Young and Tian 2019, who use one convolution of 16 channels and FC 128.
+    """
+    body = nn.Sequential(
+        nn.Conv2d(frame_shape[0], 32, 3, 1, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 32, 3, 2, 1),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+    )
+    features = _num_features(body, frame_shape, "two_conv")
+    return nn.Sequential(*body, nn.Linear(features, 256), nn.ReLU(inplace=True))
+
+
 BACKBONES: dict[str, Callable[[FrameShape], nn.Module]] = {
     "vanilla": vanilla,
     "resnet14": lambda shape: resnet(shape, 2),
@@ -87,6 +103,7 @@ BACKBONES: dict[str, Callable[[FrameShape], nn.Module]] = {
     "resnet38": lambda shape: resnet(shape, 6),
     "resnet74": lambda shape: resnet(shape, 12),
     "four_conv": four_conv,
+    "two_conv": two_conv,
 }
 
 

@@ -1,0 +1,1 @@
+"""Games and the rollouts that are collected from them."""

@@ -1,0 +1,226 @@
+"""Step any Gymnasium environments with images side by side.
+
+Own code: gymnasium's SyncVectorEnv with its wrappers for gray, resized and stacked frames takes several times as long
+as a cheap game itself, and refuses to step games that are over, as replaying a run does.
+"""
+
+import copy
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from a2d_lightning.errors import SettingError
+from a2d_lightning.games import FrameSettings, import_game
+from a2d_lightning.journal import GO_ON
+from a2d_lightning.rollouts.image_format import image_format
+
+_HELD = (0.0, False, False)
+"""Reward, terminated and truncated of a game that was over before a step."""
+
+WrapperSetting = str | dict[str, Any]
+"""A Gymnasium wrapper: its class path, or a dict of ``class_path`` and ``init_args``."""
+
+# Environments with continuous actions by default.
+_DISCRETE_OPTION: dict[str, dict[str, Any]] = {"CarRacing": {"continuous": False}}
+
+
+class GymnasiumGames(gymnasium.vector.VectorEnv):
+    """``num_envs`` environments with observations uint8 ``[num_envs, stack * channels, h, w]``, the newest frame last.
+
+    A game that is over stays as it is until its reset: steps leave its observation and give no reward.
+
+    Args:
+        make: builds one environment.
+        game: the environment's name, for errors.
+        num_envs: environments.
+        frames: conversion of images.
+        max_env_steps_per_game: a game is truncated after as many steps, unless its environment has a limit of its own.
+
+    Raises:
+        SettingError: the environment has no images or no discrete actions.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env],
+        game: str,
+        num_envs: int,
+        frames: FrameSettings,
+        max_env_steps_per_game: int,
+    ) -> None:
+        self.envs = [make() for _ in range(num_envs)]
+        self.num_envs = num_envs
+        actions, observations = self.envs[0].action_space, self.envs[0].observation_space
+        if not isinstance(actions, gymnasium.spaces.Discrete):
+            raise SettingError(
+                f"data.game: {game} has actions {actions}; a2d needs discrete ones. data.wrappers can convert actions."
+            )
+        self.first_action = int(actions.start)
+        self.format = image_format(game, observations, frames)
+        self.skip = frames.skip
+        channels, height, width = self.format.frame_shape
+        self.channels = channels
+        self.single_action_space = gymnasium.spaces.Discrete(int(actions.n))
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (frames.stack * channels, height, width), np.uint8)
+        spec = self.envs[0].spec
+        self.max_steps = None if spec is not None and spec.max_episode_steps else max_env_steps_per_game
+        self._images = np.zeros((num_envs, *self.format.space.shape), self.format.space.dtype)
+        self._observations = np.zeros((num_envs, *self.single_observation_space.shape), np.uint8)
+        self._step_env = [env.step for env in self.envs]
+        self._over = np.ones(num_envs, dtype=np.bool_)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._lives: np.ndarray | None = None
+
+    def reset(  # type: ignore[override]
+        self, *, seed: np.ndarray, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin new games.
+
+        Args:
+            seed: int64 ``[num_envs]``; :data:`~a2d_lightning.journal.GO_ON` keeps an environment's random numbers.
+            options: ``reset_mask``, bool ``[num_envs]``: which environments; all if absent.
+
+        Returns:
+            observations and infos of all environments.
+        """
+        mask = np.ones(self.num_envs, dtype=np.bool_) if options is None else options["reset_mask"]
+        for i in np.flatnonzero(mask).tolist():
+            observation, info = self.envs[i].reset(seed=None if seed[i] == GO_ON else int(seed[i]))
+            self._images[i] = self.format.image(observation)
+            self._note_lives(i, info)
+        self._over[mask] = False
+        self._steps[mask] = 0
+        stacked = self._observations.copy()
+        stacked[mask] = np.tile(self.format.frames(self._images[mask]), (1, self._num_frames, 1, 1))
+        self._observations = stacked
+        return stacked, self._infos()
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step the games that are not over.
+
+        Args:
+            actions: int ``[num_envs]``, from 0.
+
+        Returns:
+            observations, rewards float64, terminated, truncated (False for games that were over) and infos.
+        """
+        step = self._step_once if self.skip == 1 else self._step_skipping
+        outcomes = [
+            _HELD if over else step(i, action + self.first_action)
+            for i, (over, action) in enumerate(zip(self._over.tolist(), actions.tolist(), strict=True))
+        ]
+        rewards, terminated, truncated = (np.array(column) for column in zip(*outcomes, strict=True))
+        self._steps += 1
+        if self.max_steps is not None:
+            truncated |= ~self._over & ~terminated & (self._steps >= self.max_steps)
+        self._observations = self._with_new_frames(~self._over)
+        self._over |= terminated | truncated
+        return self._observations, rewards, terminated, truncated, self._infos()
+
+    def _step_once(self, i: int, action: int) -> tuple[float, bool, bool]:
+        observation, reward, terminated, truncated, info = self._step_env[i](action)
+        self._images[i] = self.format.image(observation)
+        if info:
+            self._note_lives(i, info)
+        return float(reward), bool(terminated), bool(truncated)
+
+    def _step_skipping(self, i: int, action: int) -> tuple[float, bool, bool]:
+        """Repeat ``action`` and keep the maximum of the last two images that belong to this decision.
+
+        Gymnasium's MaxAndSkipObservation shows an image of the decision before where a game ends within a skip.
+        """
+        total = 0.0
+        last: np.ndarray | None = None
+        for _ in range(self.skip):
+            before = last
+            reward, terminated, truncated = self._step_once(i, action)
+            last = self._images[i].copy()
+            total += reward
+            if terminated or truncated:
+                break
+        if before is not None:
+            np.maximum(before, self._images[i], out=self._images[i])
+        return total, terminated, truncated
+
+    @property
+    def _num_frames(self) -> int:
+        return self._observations.shape[1] // self.channels
+
+    def _with_new_frames(self, stepped: np.ndarray) -> np.ndarray:
+        """Return new observations: of games that were stepped, shifted by one frame."""
+        frames = self.format.frames(self._images)
+        shifted = np.concatenate([self._observations[:, self.channels :], frames], axis=1)
+        if not stepped.all():
+            shifted[~stepped] = self._observations[~stepped]
+        return shifted
+
+    def _note_lives(self, i: int, info: Mapping[str, Any]) -> None:
+        if "lives" in info:
+            if self._lives is None:
+                self._lives = np.zeros(self.num_envs, dtype=np.int64)
+            self._lives[i] = info["lives"]
+
+    def _infos(self) -> dict[str, Any]:
+        return {} if self._lives is None else {"lives": self._lives.copy()}
+
+    def close(self, **_: Any) -> None:
+        """Close the environments."""
+        for env in self.envs:
+            env.close()
+        self.closed = True
+
+
+def gymnasium_games(
+    game: str,
+    num_envs: int,
+    frames: FrameSettings,
+    wrappers: Sequence[WrapperSetting],
+    max_env_steps_per_game: int,
+) -> GymnasiumGames:
+    """Build ``num_envs`` environments of a Gymnasium id, each inside the user's wrappers, the first one innermost.
+
+    Raises:
+        SettingError: the environment or a wrapper cannot be built, or the environment has no images or no discrete
+            actions.
+    """
+    env_id = import_game(game)
+    options = _DISCRETE_OPTION.get(env_id.rpartition("-v")[0].rpartition("/")[2], {})
+    spec = copy.deepcopy(gymnasium.spec(env_id))
+    spec.order_enforce = False  # this class resets before it steps, and the check costs a tenth of a cheap step
+    layers = [_wrapper(setting) for setting in wrappers]
+
+    def make() -> gymnasium.Env:
+        try:
+            env = gymnasium.make(spec, disable_env_checker=True, **options)
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise SettingError(f"data.game: {game} cannot be made ({type(error).__name__}: {error}).") from error
+        for class_path, wrap in layers:
+            try:
+                env = wrap(env)
+            except Exception as error:
+                raise SettingError(f"data.wrappers: {class_path} refuses {game} ({error}).") from error
+        return env
+
+    return GymnasiumGames(make, game, num_envs, frames, max_env_steps_per_game)
+
+
+def _wrapper(setting: WrapperSetting) -> tuple[str, Callable[[gymnasium.Env], gymnasium.Env]]:
+    described: dict[str, Any] = {"class_path": setting} if isinstance(setting, str) else setting
+    class_path, init_args = described.get("class_path"), described.get("init_args") or {}
+    if not isinstance(class_path, str) or set(described) - {"class_path", "init_args"}:
+        raise SettingError(
+            f"data.wrappers: {setting!r} is not a class path or a dict of class_path and init_args; write "
+            "{class_path: package.Wrapper, init_args: {...}}."
+        )
+    module, _, name = class_path.rpartition(".")
+    try:
+        wrapper = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingError(f"data.wrappers: there is no {class_path} ({error}).") from error
+    return class_path, lambda env: wrapper(env, **init_args)

@@ -1,0 +1,104 @@
+"""Small environments, each with one property that Atari's do not have."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+OVER_AT = 6
+"""Steps of a game of :class:`Counter`."""
+
+
+class Counter(gymnasium.Env):
+    """Shows the number of steps since the game began as every pixel's value and ends after :data:`OVER_AT` steps.
+
+    Args:
+        layout: shape of the image.
+        endless: whether games never end.
+        first_action: the first of three actions.
+    """
+
+    def __init__(self, layout: tuple[int, ...] = (4, 4), endless: bool = False, first_action: int = 0) -> None:
+        self.observation_space: gymnasium.Space = gymnasium.spaces.Box(0, 255, layout, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(3, start=first_action)
+        self.endless = endless
+        self.count = 0
+        self.actions: list[int] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.count = 0
+        return self.observation(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        assert self.endless or self.count < OVER_AT, "a game that is over was stepped"
+        assert self.action_space.contains(np.int64(action))
+        self.actions.append(int(action))
+        self.count += 1
+        return self.observation(), 1.0, self.count == OVER_AT and not self.endless, False, {}
+
+    def observation(self) -> Any:
+        shape = self.observation_space.shape
+        assert shape is not None
+        return np.full(shape, self.count, np.uint8)
+
+
+class NoisyWalk(Counter):
+    """Shows random pixels; games last 2 to 9 steps, drawn by the environment's own generator."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        shown, info = super().reset(seed=seed)
+        self.length = int(self.np_random.integers(2, 10))
+        return shown, info
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        self.count += 1
+        return self.observation(), float(action), self.count == self.length, False, {}
+
+    def observation(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, self.observation_space.shape, np.uint8)
+
+
+class InDict(Counter):
+    """The image is ``image`` of a Dict, beside a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Dict(
+            image=gymnasium.spaces.Box(0, 255, (4, 4), np.uint8), direction=gymnasium.spaces.Discrete(4)
+        )
+
+    def observation(self) -> dict[str, Any]:
+        return {"image": np.full((4, 4), self.count, np.uint8), "direction": 0}
+
+
+class BrighterBy(gymnasium.ObservationWrapper):
+    """A user's wrapper: adds ``amount`` to every pixel."""
+
+    def __init__(self, env: gymnasium.Env, amount: int) -> None:
+        super().__init__(env)
+        self.amount = amount
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation + np.uint8(self.amount)
+
+
+class TwiceAsBright(gymnasium.ObservationWrapper):
+    """A user's wrapper without settings."""
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation * np.uint8(2)
+
+
+def register() -> None:
+    """Register the games; can be called twice."""
+    for name, game in (("Counter", Counter), ("NoisyWalk", NoisyWalk), ("InDict", InDict)):
+        if f"odd/{name}-v0" not in gymnasium.registry:
+            gymnasium.register(f"odd/{name}-v0", game)
+    if "odd/Endless-v0" not in gymnasium.registry:
+        gymnasium.register("odd/Endless-v0", Counter, kwargs={"endless": True})
+        gymnasium.register("odd/Limited-v0", Counter, kwargs={"endless": True}, max_episode_steps=4)
+        gymnasium.register("odd/FromOne-v0", Counter, kwargs={"first_action": 1})
+
+
+register()
