@@ -130,6 +130,21 @@ def test_a_mistake_names_the_option_and_writes_nothing(args: dict[str, str], nam
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("missing", ["network", "plan", "alpha"])
+def test_a_checkpoint_that_lacks_what_a_search_has_is_refused(missing: str, tmp_path: Path) -> None:
+    source = save(make_search(), tmp_path / "search.ckpt")
+    checkpoint = torch.load(source, weights_only=True)
+    if missing == "network":
+        checkpoint["agent_card"]["network"] = "derived"
+    elif missing == "plan":
+        del checkpoint["agent_card"]["architecture"]["plan"]
+    else:
+        del checkpoint["state_dict"]["agent.backbone.alpha_logits"]
+    torch.save(checkpoint, source)
+    with pytest.raises(SettingError, match=r"--from: .*take one of a search"):
+        derive(["--from", str(source), "--output", str(tmp_path / "out")])
+
+
 def test_a_search_of_the_command_line_and_the_command_derive_the_same_network(tmp_path: Path) -> None:
     run = tmp_path / "run"
     rule = ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs"]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from a2d_lightning.nas.gradient_noise import DECAY, GradientNoise
 
@@ -74,6 +75,7 @@ def test_a_loaded_state_goes_on_to_the_last_bit() -> None:
 
 
 def test_a_checkpoint_without_a_state_starts_a_new_average() -> None:
-    noise = GradientNoise(CELLS, OPERATORS)
-    noise.load_state_dict({})
-    assert noise.snr().tolist() == [0.0] * CELLS
+    # as a part of a module that has other weights, which the checkpoint holds
+    module = nn.ModuleDict({"noise": GradientNoise(CELLS, OPERATORS), "weights": nn.Linear(1, 1)})
+    module.load_state_dict({name: x for name, x in module.state_dict().items() if name.startswith("weights")})
+    assert module["noise"].snr().tolist() == [0.0] * CELLS
