@@ -38,7 +38,7 @@ from a2d_lightning.teachers import read_agent
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
 
-COMMANDS = ("export", "curves", "compare", "random_architecture")
+COMMANDS = ("export", "curves", "compare", "random_architecture", "derive")
 """Commands that need no trainer: modules of this package with a function of their name. LightningCLI has the others."""
 
 

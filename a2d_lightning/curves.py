@@ -22,10 +22,11 @@ PANELS: dict[str, tuple[str, ...]] = {
     "explained variance": ("value/explained_variance",),
     "learning rate": ("learning_rate",),
     "tau": ("search/tau",),
-    "MACs": ("search/expected_macs", "search/argmax_macs"),
+    "MACs": ("search/expected_macs", "search/derived_macs", "search/argmax_macs"),
     "entropy of each cell (nats)": ("search/entropy_cell*",),
     "margin of each cell (logits)": ("search/margin_cell*",),
     "gradient norm of alpha": ("gradient/alpha_reward_norm", "gradient/alpha_cost_norm"),
+    "signal-to-noise ratio of alpha's gradient": ("search/alpha_snr_cell*",),
     "skips": ("search/skips",),
     "lambda": ("search/lambda",),
 }

@@ -15,6 +15,7 @@ files
   compare     several runs' scores in one picture
   random_architecture
               a random network that costs what a searched one does
+  derive      a search's networks within MACs limits
 
 the three stages; add --config configs/scale/laptop.yaml for a few CPU cores
   python -m a2d_lightning fit --config configs/teacher.yaml

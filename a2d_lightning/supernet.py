@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from a2d_lightning.nas.derivation import Argmax, Derivation
 from a2d_lightning.normalization import forgotten_statistics
 from a2d_lightning.sampling import Sampling, SoftSum
 from a2d_lightning.search_space import OPERATORS, Architecture, Cell, FrameShape, Plan, operator_macs
@@ -59,6 +60,7 @@ class Supernet(nn.Module):
         frame_shape: (stack, height, width).
         sampling: what a draw computes.
         recompute_activations: keep only the cells' inputs for the backward and compute each cell again in it.
+        derivation: rule by which :meth:`derive` chooses the operators; the highest alpha of each cell if absent.
     """
 
     gumbel: Tensor
@@ -72,12 +74,14 @@ class Supernet(nn.Module):
         frame_shape: FrameShape,
         sampling: Sampling | None = None,
         recompute_activations: bool = False,
+        derivation: Derivation | None = None,
     ) -> None:
         super().__init__()
         self.recompute_activations = recompute_activations
         self.plan = plan
         self.frame_shape = frame_shape
         self.sampling = sampling or SoftSum()
+        self.derivation = derivation or Argmax()
         cells = [MixedCell(cell) for cell in plan.cells()]
         self.body = plan.assemble(frame_shape[0], cells)
         self.alpha_logits = nn.Parameter(torch.zeros(len(cells), len(OPERATOR_NAMES)))
@@ -182,19 +186,36 @@ class Supernet(nn.Module):
         return int(cheapest) + self.fixed_macs, int(dearest) + self.fixed_macs
 
     def argmax_macs(self) -> int:
-        """MACs of the network that :meth:`derive` would give now."""
-        chosen = self.alpha_logits.argmax(-1, keepdim=True).cpu()
-        return int(self.exact_macs.gather(1, chosen).sum()) + self.fixed_macs
+        """Compute the MACs of the network that has the operator with the highest alpha in each cell."""
+        return self._network_macs(self.alpha_logits.argmax(-1).cpu())
+
+    def derived_macs(self) -> int:
+        """Compute the MACs of the network that :meth:`derive` gives now."""
+        return self._network_macs(self.derived_operators())
+
+    def _network_macs(self, operators: Tensor) -> int:
+        return int(self.exact_macs.gather(1, operators[:, None]).sum()) + self.fixed_macs
+
+    @torch.no_grad()
+    def derived_operators(self) -> Tensor:
+        """Choose an operator for each cell by the rule ``derivation``: int64 ``[cells]``, on the CPU.
+
+        Raises:
+            SettingError: no network meets the limit of the rule.
+        """
+        log_alpha = F.log_softmax(self.alpha_logits.double().cpu(), dim=-1)
+        return self.derivation.choose(log_alpha, self.exact_macs, self.fixed_macs)
 
     def derive(self, game: str = "", teacher: str = "", env_steps: int = 0) -> Architecture:
-        """In each cell the operator with the highest alpha."""
-        operators = tuple(OPERATOR_NAMES[i] for i in self.alpha_logits.argmax(-1).tolist())
+        """Give the network of :meth:`derived_operators`."""
+        chosen = self.derived_operators()
+        operators = tuple(OPERATOR_NAMES[i] for i in chosen.tolist())
         parameters = sum(p.numel() for layer in self.layers_of(operators) for p in layer.parameters())
         return Architecture(
             operators=operators,
             plan=self.plan,
             frame_shape=self.frame_shape,
-            macs=self.argmax_macs(),
+            macs=self._network_macs(chosen),
             parameters=parameters,
             game=game,
             teacher=teacher,

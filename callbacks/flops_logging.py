@@ -13,7 +13,7 @@ from callbacks.search_only import search_module
 
 
 class FLOPsLogging(L.Callback):
-    """Logs expected and argmax MACs, the argmax network's parameters, each cell's entropy and margin, and the skips.
+    """Logs expected and derived MACs, the derived network's parameters, each cell's entropy and margin, and the skips.
 
     And what the draw in force makes acting and updating cost.
 
@@ -53,11 +53,11 @@ def search_metrics(supernet: Supernet) -> dict[str, Tensor | float]:
     drawn = supernet.draw_macs()
     return {
         "search/expected_macs": expected_macs(supernet),
-        "search/argmax_macs": float(architecture.macs),
+        "search/derived_macs": float(architecture.macs),
         "search/acting_macs": float(drawn.acting),
         "search/forward_macs": float(drawn.forward),
         "search/backward_macs": float(drawn.backward),
-        "search/argmax_parameters": float(architecture.parameters),
+        "search/derived_parameters": float(architecture.parameters),
         "search/skips": float(sum(name == "skip" for name in architecture.operators)),
         "search/margin_mean": margin.mean(),
         **{f"search/entropy_cell{i:02d}": value for i, value in enumerate(entropy)},

@@ -160,9 +160,9 @@ def test_search_metrics_by_hand() -> None:
     # 12x12 frames: stem 6x6, cells at 6x6, 3x3, 2x2. conv_k3 of cell 1: 3x3 maps of 4 from 4 channels;
     # skip of cell 2: a 1x1 projection at 2x2; stem 6x6 maps of 4 from 1 channel; FC 4 to 256
     stem_and_fc = 6 * 6 * 4 * 9 + 4 * 256
-    assert metrics["search/argmax_macs"] == stem_and_fc + 3 * 3 * 4 * 4 * 9 + 2 * 2 * 4 * 4
+    assert metrics["search/derived_macs"] == stem_and_fc + 3 * 3 * 4 * 4 * 9 + 2 * 2 * 4 * 4
     # weights and two numbers a channel of each norm
-    assert metrics["search/argmax_parameters"] == (4 * 9 + 8) + (4 * 4 * 9 + 8) + (4 * 4 + 8) + (4 * 256 + 256)
+    assert metrics["search/derived_parameters"] == (4 * 9 + 8) + (4 * 4 * 9 + 8) + (4 * 4 + 8) + (4 * 256 + 256)
     alpha = [[math.exp(x) for x in row] for row in supernet.alpha_logits.tolist()]
     macs = supernet.macs_table.tolist()
     expected = sum(

@@ -33,6 +33,16 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("search", ["--model.target_macs", "1000"], ["model.target_macs", "1,000", "cheapest"]),
     (
         "search",
+        ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "1000"],
+        ["model.derivation.target_macs", "1,000", "cheapest"],
+    ),
+    (
+        "search",
+        ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "5e5", "--model.target_macs=5e5"],
+        ["model.target_macs", "500,000", "MaxAlphaUnderMacs", "leave one of the two out"],
+    ),
+    (
+        "search",
         ["--model.alpha_warmup_env_steps", "400"],
         ["model.alpha_warmup_env_steps", "data.total_env_steps 400"],
     ),

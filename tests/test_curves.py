@@ -2,7 +2,7 @@
 
 import pytest
 
-from a2d_lightning.curves import curves, read_metrics
+from a2d_lightning.curves import PANELS, _matching, curves, read_metrics
 from a2d_lightning.errors import SettingError
 
 
@@ -29,6 +29,15 @@ def test_a_picture_is_written(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val/score,search/entropy_cell00\n100,-20,2.1\n200,-19,2.0\n")
     curves(["--run_dir", str(tmp_path)])
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_metrics_of_the_derived_network_and_of_alphas_noise_have_their_panels():
+    logged = ["search/alpha_snr_cell00", "search/alpha_snr_cell13", "search/argmax_macs", "search/derived_macs"]
+    found = {panel: _matching(logged, patterns) for panel, patterns in PANELS.items()}
+    assert {panel: names for panel, names in found.items() if names} == {
+        "signal-to-noise ratio of alpha's gradient": logged[:2],
+        "MACs": logged[2:],  # runs of before have the argmax's
+    }
 
 
 def test_a_folder_without_metrics_is_named(tmp_path):

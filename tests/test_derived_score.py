@@ -19,7 +19,9 @@ from a2d_lightning.cli import main
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import FrameSettings
 from a2d_lightning.evaluation import play_games
+from a2d_lightning.macs import count_macs
 from a2d_lightning.modules import SearchModule
+from a2d_lightning.nas.derivation import Argmax, Derivation, MaxAlphaUnderMacs
 from a2d_lightning.policy import choose
 from a2d_lightning.sampling import Sampling, SinglePath, SoftSum, TopK
 from a2d_lightning.search_space import Plan
@@ -147,6 +149,18 @@ def test_the_derived_network_has_the_supernets_weights_for_alphas_operators(
     assert torch.allclose(logits, supernets, atol=1e-5 * scale) == same
 
 
+def test_the_scored_network_is_that_of_the_chosen_derivation(tmp_path: Path) -> None:
+    module = run(tmp_path, validates=False, derivation=MaxAlphaUnderMacs(10_000)).module
+    agent = module.derived_agent()
+    architecture = module.derive()
+    assert architecture.operators != CHOSEN
+    assert count_macs(agent.backbone, torch.Size(module.agent_frame_shape)) == architecture.macs == module.macs()
+    assert architecture.macs <= 10_000 < module.supernet.argmax_macs()
+    for layer, source in zip(agent.backbone, module.supernet.layers_of(architecture.operators), strict=True):
+        for one, other in zip(layer.parameters(), source.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
 def test_the_derived_network_shares_no_weight_with_the_supernet(search: Search) -> None:
     derived = search.module.derived_agent()
     mine = {p.data_ptr() for p in [*derived.parameters(), *derived.buffers()]}
@@ -206,10 +220,18 @@ def test_both_scores_are_those_of_the_same_games_played_by_hand(search: Search) 
 
 
 @pytest.mark.parametrize(
-    ("sampling", "plays"), [(SoftSum(), 2), (SinglePath(), 1), (TopK(2), 1)], ids=["SoftSum", "SinglePath", "TopK"]
+    ("sampling", "derivation", "plays"),
+    [
+        (SoftSum(), Argmax(), 2),
+        (SinglePath(), Argmax(), 1),
+        (TopK(2), Argmax(), 1),
+        # another network than the supernet in evaluation, which takes the highest alphas
+        (SinglePath(), MaxAlphaUnderMacs(10_000), 2),
+    ],
+    ids=["SoftSum", "SinglePath", "TopK", "SinglePath-MaxAlphaUnderMacs"],
 )
 def test_games_are_played_once_where_the_supernet_samples_single_operators(
-    sampling: Sampling, plays: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sampling: Sampling, derivation: Derivation, plays: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # there the supernet in evaluation and the derived network are one, but for running statistics
     played: list[int] = []
@@ -220,7 +242,7 @@ def test_games_are_played_once_where_the_supernet_samples_single_operators(
         return real(self, game_seeds, act)
 
     monkeypatch.setattr(SearchModule, "play", play)
-    metrics = run(tmp_path, sampling=sampling).trainer.callback_metrics
+    metrics = run(tmp_path, sampling=sampling, derivation=derivation).trainer.callback_metrics
     assert played == [4] * plays * 2  # four games an evaluation, two evaluations
     assert metrics["val/games"] == metrics["val/derived_games"] == 4
     if plays == 1:

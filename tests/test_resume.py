@@ -158,7 +158,7 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
     [
         ("teacher", CATCH_ARGS, [20, 260]),
         ("teacher", PPO_ARGS, [140]),
-        ("search", [], [100]),
+        ("search", ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "5e5"], [100]),
         ("search", BI_LEVEL, [140, 300]),
         # the second stop leaves four of the eight rollouts that the derived network is recalibrated on
         ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140, 320]),

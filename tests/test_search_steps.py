@@ -229,3 +229,19 @@ def test_the_loss_of_a_rollout_is_equation_8(schedules: CoefficientSchedules, en
     found, expected = (torch.autograd.grad(x, parameters, allow_unused=True) for x in (total, by_hand))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_noise_of_alphas_gradient_is_that_of_what_its_optimizer_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _, alpha = stubbed(monkeypatch, lambda_cost=0.5)
+    applied = []
+    for step in (module.step_both, module.step_alpha, module.step_both):
+        metrics = step(some_total(module).total)
+        applied.append(alpha.applied[0].double())
+        module.supernet.draw(module.gumbel_generator)  # for another gradient
+    gradients, weights = torch.stack(applied), torch.tensor([0.99**2, 0.99, 1.0]).view(3, 1, 1)
+    mean = (weights * gradients).sum(0) / weights.sum()
+    variance = (weights * (gradients - mean) ** 2).sum(0) / weights.sum()
+    torch.testing.assert_close(module.alpha_gradient.mean, mean, check_dtype=False, rtol=1e-4, atol=1e-9)
+    snr = mean.norm(dim=1) / variance.sum(1).sqrt()
+    logged = torch.stack([metrics[f"search/alpha_snr_cell{i:02d}"] for i in range(3)])
+    torch.testing.assert_close(logged, snr, check_dtype=False, rtol=1e-3, atol=0.0)

@@ -17,6 +17,8 @@ from a2d_lightning.errors import SettingError
 from a2d_lightning.finite import check_finite
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
+from a2d_lightning.nas.derivation import Argmax, Derivation
+from a2d_lightning.nas.gradient_noise import GradientNoise
 from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
 from a2d_lightning.ranks import gathered, own
@@ -39,6 +41,8 @@ class SearchModule(ActorCriticModule):
         lambda_cost: lambda. L_cost is the MACs of the derived network's cells, as ``cost`` estimates them, divided by
             ResNet-20's at the same frames.
         target_macs: the derived network's MACs; lambda then adapts so that it ends within 95 % to 100 % of them.
+        derivation: rule that chooses the derived network's operators: Argmax (paper, and if absent) or
+            MaxAlphaUnderMacs. Only Argmax can be combined with ``target_macs``.
         cost: estimator of L_cost: expected (over alpha), drawn (of the current draw) or argmax (straight-through).
         alpha_learning_rate: of alpha's Adam (paper: 1e-3, constant); 0 freezes alpha, as a control.
         alpha_betas: of alpha's Adam (paper: momentum 0.9).
@@ -56,6 +60,7 @@ class SearchModule(ActorCriticModule):
         sampling: Sampling | None = None,
         lambda_cost: NonNegativeFloat = 0.1,
         target_macs: PositiveFloat | None = None,
+        derivation: Derivation | None = None,
         cost: CostEstimator = "expected",
         alpha_learning_rate: NonNegativeFloat = 1e-3,
         alpha_betas: tuple[float, float] = (0.9, 0.999),
@@ -74,7 +79,10 @@ class SearchModule(ActorCriticModule):
         self.alpha_warmup_env_steps = alpha_warmup_env_steps
         self.score_derived = score_derived
         self._check_recomputable(recompute_activations)
-        self.agent = self.make_agent(Supernet(plan, self.agent_frame_shape, sampling, recompute_activations))
+        supernet = Supernet(plan, self.agent_frame_shape, sampling, recompute_activations, derivation)
+        supernet.derived_operators()  # refuses a limit that no network meets
+        self.agent = self.make_agent(supernet)
+        self.alpha_gradient = GradientNoise(*supernet.alpha_logits.shape)
         self.budget = self._checked_budget(target_macs)
         reference = make_backbone("resnet20", self.agent_frame_shape)
         self.reference_macs = count_macs(reference, torch.Size(self.agent_frame_shape))
@@ -106,6 +114,12 @@ class SearchModule(ActorCriticModule):
             return None
         if self.alpha_learning_rate == 0:
             raise SettingError("model.target_macs: alpha does not move at alpha_learning_rate 0; leave one out.")
+        if not isinstance(self.supernet.derivation, Argmax):
+            raise SettingError(
+                f"model.target_macs: {target_macs:,.0f} cannot be combined with model.derivation "
+                f"{type(self.supernet.derivation).__name__}, because it adapts lambda to the network of the highest "
+                "alphas; leave one of the two out."
+            )
         check_budget(target_macs, *self.supernet.macs_range())
         return MacsBudget(float(target_macs))
 
@@ -230,7 +244,8 @@ class SearchModule(ActorCriticModule):
             "gradient/alpha_cost_norm": (self.lambda_cost * of_cost).norm(),
         }
         supernet.alpha_logits.grad = of_reward + self.lambda_cost * of_cost
-        return metrics
+        self.alpha_gradient.observe(supernet.alpha_logits.grad)
+        return metrics | self.alpha_gradient.metrics()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draws the noise of the next rollout: the policy that acts on it is the one that is updated on it."""
@@ -239,7 +254,7 @@ class SearchModule(ActorCriticModule):
     # --- the derived network --------------------------------------------------------------------------------------
 
     def derive(self) -> Architecture:
-        """The architecture that alpha implies now."""
+        """Derive the architecture from alpha as it is now, by the rule ``derivation``."""
         return self.supernet.derive(self.game, str(self.teacher_name or ""), self.env_steps)
 
     def derived_agent(self) -> ActorCritic:
@@ -268,8 +283,9 @@ class SearchModule(ActorCriticModule):
     def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
         """Plays the games with the supernet, and again with the derived network.
 
-        Where a draw samples single operators the two are one network in evaluation, but for the supernet's running
-        statistics, which mix all sampled paths: the derived network's play then scores both.
+        Where a draw samples single operators and the derived network has the highest alphas, the two are one network in
+        evaluation, but for the supernet's running statistics, which mix all sampled paths: the derived network's play
+        then scores both.
         """
         if self.derived is None:
             super().validation_step(game_seeds, batch_idx)
@@ -277,7 +293,7 @@ class SearchModule(ActorCriticModule):
         derived = self.derived
         scores = self.play(game_seeds, lambda pixels, generator: self.actions_of(derived, pixels, generator))
         self.derived_scores.update(scores)
-        if self.supernet.sampling.skips_operators:
+        if self.supernet.sampling.skips_operators and isinstance(self.supernet.derivation, Argmax):
             self.game_scores.update(scores)
         else:
             super().validation_step(game_seeds, batch_idx)
@@ -290,14 +306,19 @@ class SearchModule(ActorCriticModule):
             self.derived = None
 
     def macs(self) -> int:
-        """Of the network that alpha implies now."""
-        return self.supernet.argmax_macs()
+        """Compute the MACs of the network that :meth:`derive` gives now."""
+        return self.supernet.derived_macs()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def card(self) -> AgentCard:
-        """See the base class; a supernet is no teacher, so its card names no network that could be rebuilt."""
-        return self.agent_card("supernet", {"plan": asdict(self.supernet.plan)})
+        """See the base class; a supernet is no teacher, so its card names no network that could be rebuilt.
+
+        The plan and the teacher's name are what ``python -m a2d_lightning derive`` reads.
+        """
+        return self.agent_card(
+            "supernet", {"plan": asdict(self.supernet.plan), "teacher": str(self.teacher_name or "")}
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the states of the Gumbel draws and of the budget, and the rollouts that are still needed."""
