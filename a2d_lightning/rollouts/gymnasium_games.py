@@ -63,6 +63,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
             )
         self.first_action = int(actions.start)
         self.format = image_format(game, observations, frames)
+        self._image_key = self.format.key
         self.skip = frames.skip
         channels, height, width = self.format.frame_shape
         self.channels = channels
@@ -72,7 +73,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         self.max_steps = None if spec is not None and spec.max_episode_steps else max_env_steps_per_game
         self._images = np.zeros((num_envs, *self.format.space.shape), self.format.space.dtype)
         self._observations = np.zeros((num_envs, *self.single_observation_space.shape), np.uint8)
-        self._step_env = [env.step for env in self.envs]
+        self._step_env = [_innermost_step(env) for env in self.envs]
         self._over = np.ones(num_envs, dtype=np.bool_)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._lives: np.ndarray | None = None
@@ -92,7 +93,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         mask = np.ones(self.num_envs, dtype=np.bool_) if options is None else options["reset_mask"]
         for i in np.flatnonzero(mask).tolist():
             observation, info = self.envs[i].reset(seed=None if seed[i] == GO_ON else int(seed[i]))
-            self._images[i] = self.format.image(observation)
+            self._images[i] = observation if self._image_key is None else observation[self._image_key]
             self._note_lives(i, info)
         self._over[mask] = False
         self._steps[mask] = 0
@@ -125,7 +126,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
 
     def _step_once(self, i: int, action: int) -> tuple[float, bool, bool]:
         observation, reward, terminated, truncated, info = self._step_env[i](action)
-        self._images[i] = self.format.image(observation)
+        self._images[i] = observation if self._image_key is None else observation[self._image_key]
         if info:
             self._note_lives(i, info)
         return float(reward), bool(terminated), bool(truncated)
@@ -155,7 +156,10 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
     def _with_new_frames(self, stepped: np.ndarray) -> np.ndarray:
         """Return new observations: of games that were stepped, shifted by one frame."""
         frames = self.format.frames(self._images)
-        shifted = np.concatenate([self._observations[:, self.channels :], frames], axis=1)
+        if self._num_frames == 1:
+            shifted = frames.copy()  # in C order
+        else:
+            shifted = np.concatenate([self._observations[:, self.channels :], frames], axis=1)
         if not stepped.all():
             shifted[~stepped] = self._observations[~stepped]
         return shifted
@@ -174,6 +178,13 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         for env in self.envs:
             env.close()
         self.closed = True
+
+
+def _innermost_step(env: gymnasium.Env) -> Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]:
+    """Return ``env``'s step without the wrappers that only pass it on, a tenth of a cheap step each."""
+    while isinstance(env, gymnasium.Wrapper) and type(env).step is gymnasium.Wrapper.step:
+        env = env.env
+    return env.step
 
 
 def gymnasium_games(

@@ -51,10 +51,6 @@ class ImageFormat:
             return shape[1], shape[2], shape[0]
         return shape[0], shape[1], shape[2]
 
-    def image(self, observation: Any) -> np.ndarray:
-        """Return the image inside ``observation``, in the environment's own format."""
-        return observation if self.key is None else observation[self.key]
-
     def frames(self, images: np.ndarray) -> np.ndarray:
         """Convert ``n`` images.
 

@@ -95,7 +95,7 @@ def test_the_image_of_a_dict_is_found_by_itself_or_by_name() -> None:
     two = Dict(image=bytes_box(4, 5, 3), map=bytes_box(6, 7))
     named = image_format("game", two, FrameSettings(size=None, image_key="map"))
     assert named.frame_shape == (1, 6, 7)
-    assert named.image({"map": 1, "image": 2}) == 1
+    assert named.key == "map"
     with pytest.raises(SettingError, match=r"data\.frames\.image_key: game has several.*image, map"):
         image_format("game", two, AS_IT_IS)
 
