@@ -14,7 +14,9 @@ files
   curves      a run's metrics as one picture
   compare     several runs' scores in one picture
   random_architecture
-              a random network that costs what a searched one does
+              random networks, of the cost of a searched one or over a range of costs
+studies
+  bank        train many networks by one recipe into one table
 
 the three stages; add --config configs/scale/laptop.yaml for a few CPU cores
   python -m a2d_lightning fit --config configs/teacher.yaml

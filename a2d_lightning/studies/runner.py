@@ -17,7 +17,11 @@ RESTARTS = 3
 
 
 def run_jobs(
-    jobs: Sequence[Job], workers: int, address: str | None = None, after_each: Callable[[Job], None] | None = None
+    jobs: Sequence[Job],
+    workers: int,
+    address: str | None = None,
+    after_each: Callable[[Job], None] | None = None,
+    finished_before: int = 0,
 ) -> None:
     """Run all jobs that are not finished, ``workers`` at a time, and resume those that were interrupted.
 
@@ -28,6 +32,7 @@ def run_jobs(
         workers: jobs at a time on this machine; one thread each.
         address: of a Ray cluster that runs the jobs instead (``auto``: the one that this machine is part of).
         after_each: called when a job has finished with exit status 0.
+        finished_before: jobs that are not in ``jobs`` because they are finished, for the progress lines.
 
     Raises:
         SettingError: a job was started before with other arguments, or there is no such cluster.
@@ -39,7 +44,7 @@ def run_jobs(
     if workers < 1:
         raise SettingError(f"--workers: {workers} must be positive.")
     waiting = [job for job in jobs if not job.finished]
-    progress = _Progress(len(jobs), len(jobs) - len(waiting))
+    progress = _Progress(finished_before + len(jobs), finished_before + len(jobs) - len(waiting))
     failed = []
     for job, status, seconds in _ended(waiting, workers, address):
         progress.report(job, status, seconds)
