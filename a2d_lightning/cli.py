@@ -44,6 +44,7 @@ COMMANDS = {
     "compare": "a2d_lightning.compare",
     "random_architecture": "a2d_lightning.random_architecture",
     "bank": "a2d_lightning.studies.bank",
+    "judge": "a2d_lightning.studies.judge",
 }
 """Commands that need no trainer, and their modules with a function of that name. LightningCLI has the others."""
 

@@ -17,6 +17,7 @@ files
               random networks, of the cost of a searched one or over a range of costs
 studies
   bank        train many networks by one recipe into one table
+  judge       how well searches rank a bank's networks, and how good their own are
 
 the three stages; add --config configs/scale/laptop.yaml for a few CPU cores
   python -m a2d_lightning fit --config configs/teacher.yaml

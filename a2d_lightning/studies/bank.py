@@ -18,7 +18,7 @@ from a2d_lightning.errors import SettingError
 from a2d_lightning.games import canonical_game
 from a2d_lightning.macs import count_macs
 from a2d_lightning.networks import count_parameters
-from a2d_lightning.search_space import Architecture
+from a2d_lightning.search_space import Architecture, Plan
 from a2d_lightning.studies.job import Job
 from a2d_lightning.studies.runner import run_jobs
 from a2d_lightning.studies.table import Row, read_table, write_table
@@ -233,7 +233,7 @@ class Table:
                 and (row.operators, row.plan)
                 != (
                     operators,
-                    plan_text(network.architecture),
+                    plan_text(network.architecture.plan),
                 )
             ):
                 raise SettingError(
@@ -267,7 +267,7 @@ def rows_of(job: Job, network: Network, seed: int, game: str) -> list[Row]:
         score=0.0,
         origin=network.origin,
         operators=" ".join(network.architecture.operators),
-        plan=plan_text(network.architecture),
+        plan=plan_text(network.architecture.plan),
         frame_shape="x".join(map(str, card.frame_shape)),
         macs=count_macs(backbone, torch.Size(card.frame_shape)),
         parameters=count_parameters(backbone),
@@ -275,9 +275,8 @@ def rows_of(job: Job, network: Network, seed: int, game: str) -> list[Row]:
     return [replace(row, env_steps=int(env_steps), score=score) for env_steps, score in scores]
 
 
-def plan_text(architecture: Architecture) -> str:
+def plan_text(plan: Plan) -> str:
     """Return cells and channels of the groups, as ``2-2-2/8-16-32``."""
-    plan = architecture.plan
     return f"{'-'.join(map(str, plan.cells_per_group))}/{'-'.join(map(str, plan.channels))}"
 
 
