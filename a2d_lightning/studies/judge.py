@@ -38,6 +38,9 @@ def judge(args: list[str]) -> None:
     parser.add_argument(
         "--env_steps", type=int | None, default=None, help="of training; the last common ones if absent"
     )
+    parser.add_argument(
+        "--search_trainings", type=float | None, default=None, help="wall time of a search, in trainings of a network"
+    )
     parser.add_argument("--output", type=str, required=True, help="folder")
     settings = parser.parse_args(args)
     bank_rows, searched_rows = read_tables(settings.bank), read_tables(settings.searched)
@@ -61,6 +64,7 @@ def judge(args: list[str]) -> None:
         )
         known = {name: scores for name, scores in inherited.items() if scores is not None}
         judgements.append(judge_game(game, bank, own, known, searched, settings.target_macs))
+        judgements[-1].search_trainings = settings.search_trainings
     strangers = sorted({search.card.game for search in searches} - {judgement.game for judgement in judgements})
     if strangers:
         raise SettingError(f"--search: a search of {strangers[0]}, of which --bank has no networks; leave it out.")

@@ -65,6 +65,7 @@ def _game_json(judgement: Judgement) -> dict[str, Any]:
         },
         "improvement": estimate(judgement.improvement),
         "best_of_k": judgement.best_of_k,
+        "random_search": dict(zip(("trainings", "score"), judgement.random_search() or (), strict=False)) or None,
     }
 
 
@@ -139,6 +140,8 @@ def _game_markdown(judgement: Judgement) -> list[str]:
         ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= len(judgement.best_of_k)]
         curve = ", ".join(f"{judgement.best_of_k[k - 1]:.2f} ({k})" for k in ks)
         lines.append(f"- random search, expected score of the best of k trained networks: {curve}")
+    if (affordable := judgement.random_search()) is not None:
+        lines.append(f"- random search in the same wall time: {affordable[0]} trainings, score {affordable[1]:.2f}")
     return lines
 
 

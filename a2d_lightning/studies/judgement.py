@@ -78,6 +78,17 @@ class Judgement:
     """Of each searched network's score among random ones of equal cost."""
     improvement: Sampled | None = None
     best_of_k: list[float] = field(default_factory=list)
+    """Expected scores of random search among the networks of equal cost, after 1, 2, ... trainings."""
+    search_trainings: float | None = None
+    """Wall time of a search, in trainings of a network."""
+
+    def random_search(self) -> tuple[int, float] | None:
+        """Return the trainings that random search affords in the time of a search and of its network's training, and
+        the expected score; at most as many as there are networks."""
+        if self.search_trainings is None or not self.best_of_k:
+            return None
+        trainings = min(1 + int(self.search_trainings), len(self.best_of_k))
+        return trainings, self.best_of_k[trainings - 1]
 
     def mean_tau(self, inherited: bool = False) -> Sampled | None:
         """Return the mean over searches, with samples; the searches share each sample of networks."""

@@ -56,7 +56,8 @@ def test_searched_networks_are_compared_at_equal_cost(tmp_path):
     scores = np.stack([np.arange(24.0), np.arange(24.0)], 1)
     bank = save_bank(tmp_path / "a.csv", OPERATORS, scores, macs)
     searched = save_bank(tmp_path / "s.csv", OPERATORS[:1], np.array([[17.5, 9.5]]), [1190], "searched")
-    game = judged(tmp_path, "--bank", str(bank), "--searched", str(searched))["games"][CATCH]
+    args = ["--bank", str(bank), "--searched", str(searched), "--search_trainings", "30.5"]
+    game = judged(tmp_path, *args)["games"][CATCH]
     assert (game["window"]["networks"], game["window"]["widened"]) == (12, False)
     assert game["window"]["mean_score"] == 13.5
     # mean score 13.5: six of twelve are below
@@ -65,6 +66,11 @@ def test_searched_networks_are_compared_at_equal_cost(tmp_path):
     assert game["improvement"]["value"] == 0.5
     assert game["best_of_k"][0] == 13.5
     assert game["best_of_k"][-1] == 19.0
+    # 31 trainings would be affordable, and 12 networks exist
+    assert game["random_search"] == {"trainings": 12, "score": 19.0}
+    game = judged(tmp_path, *args[:-1], "2.9")["games"][CATCH]
+    # the best of 3 of 8, ..., 19: 19 with probability 1 / 4, ...; on average 3 / 4 of 13 above 7
+    assert game["random_search"] == {"trainings": 3, "score": pytest.approx(7 + 13 * 3 / 4)}
 
 
 def test_a_window_with_few_networks_is_widened_and_says_so(tmp_path, capsys):
