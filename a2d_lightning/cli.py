@@ -38,8 +38,16 @@ from a2d_lightning.teachers import read_agent
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
 """What the model takes from the data."""
 
-COMMANDS = ("export", "curves", "compare", "random_architecture", "derive")
-"""Commands that need no trainer: modules of this package with a function of their name. LightningCLI has the others."""
+COMMANDS = {
+    "export": "a2d_lightning.export",
+    "curves": "a2d_lightning.curves",
+    "compare": "a2d_lightning.compare",
+    "random_architecture": "a2d_lightning.random_architecture",
+    "derive": "a2d_lightning.derive",
+    "bank": "a2d_lightning.studies.bank",
+    "judge": "a2d_lightning.studies.judge",
+}
+"""Commands that need no trainer, and their modules with a function of that name. LightningCLI has the others."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -214,7 +222,7 @@ def main(args: list[str] | None = None) -> None:
     INTERRUPTION.catch_signals()
     try:
         if args[:1] and args[0] in COMMANDS:
-            command = importlib.import_module(f"a2d_lightning.{args[0]}")
+            command = importlib.import_module(COMMANDS[args[0]])
             getattr(command, args[0])(args[1:])
         else:
             A2DCLI(expand_overlays(args))

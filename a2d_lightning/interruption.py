@@ -30,7 +30,7 @@ class Interruption:
     """What this process was asked; one for each process, since signals are.
 
     A thread listens, as Python tells the main one of a signal only between two calls into torch, and a backward can
-    take longer than a scheduler waits. It ends the process at a second Ctrl-C, and after :data:`GRACE_SECONDS` if it is
+    take longer than a scheduler waits. It ends the process at a second Ctrl-C, and after ``grace_seconds`` if it is
     still busy.
     """
 
@@ -39,6 +39,8 @@ class Interruption:
         """The signal's name, once there was one."""
         self.exit_status = INTERRUPTED
         """Of this process, when the thread ends it."""
+        self.grace_seconds = GRACE_SECONDS
+        """Until the thread ends it."""
         self.saving = threading.Lock()
         """Held while a checkpoint is written."""
         self.heard: Callable[[int], None] | None = None
@@ -95,7 +97,7 @@ class Interruption:
                     self.heard(signum)
 
     def _end_late(self) -> None:
-        time.sleep(GRACE_SECONDS)
+        time.sleep(self.grace_seconds)
         self.saving.acquire(timeout=2.0)
         print(f"interrupted by {self.asked_by}: what was under way took too long and was dropped", file=sys.stderr)
         sys.stderr.flush()

@@ -14,8 +14,11 @@ files
   curves      a run's metrics as one picture
   compare     several runs' scores in one picture
   random_architecture
-              a random network that costs what a searched one does
+              random networks, of the cost of a searched one or over a range of costs
   derive      a search's networks within MACs limits
+studies
+  bank        train many networks by one recipe into one table
+  judge       how well searches rank a bank's networks, and how good their own are
 
 the three stages; add --config configs/scale/laptop.yaml for a few CPU cores
   python -m a2d_lightning fit --config configs/teacher.yaml

@@ -60,3 +60,67 @@ def test_a_cost_that_no_network_has_is_refused() -> None:
     too_dear = Architecture(("conv_k5", "conv_k5"), PLAN, SHAPE, 10**9, 1)
     with pytest.raises(SettingError, match=r"none of .* random networks costs nearly 1,000,000,000 MACs"):
         draw_like(too_dear, 0)
+
+
+def test_a_window_is_drawn_from_uniformly() -> None:
+    table, _ = module.operator_macs(PLAN, SHAPE)
+    none = torch.empty(0, 2, dtype=torch.int64)
+    every = {x: float(table[0, x[0]] + table[1, x[1]]) for x in product(range(len(OPERATORS)), repeat=2)}
+    for low_part, high_part in ((0.1, 0.25), (0.4, 0.5), (0.7, 0.95)):  # tilted to cheap, hardly, to expensive
+        low, high = low_part * max(every.values()), high_part * max(every.values())
+        possible = {x for x, macs in every.items() if low <= macs <= high}
+        assert 3 <= len(possible) < 40
+        generator = torch.Generator().manual_seed(1)
+        tries = 60 * len(possible)
+        drawn = Counter(tuple(module.draw_in_window(table, low, high, none, generator).tolist()) for _ in range(tries))
+        assert drawn.keys() == possible
+        # 60 each are expected, with a standard deviation below 8
+        assert max(drawn.values()) < 60 + 5 * 8
+        assert min(drawn.values()) > 60 - 5 * 8
+
+
+def test_a_folder_of_networks_spreads_over_the_costs(tmp_path, capsys) -> None:
+    plan = ["--plan.cells_per_group", "[2,2]", "--plan.channels", "[4,8]", "--frame_shape", "[2,21,21]"]
+    random_architecture(["--count", "12", *plan, "--macs", "[2e4,2e5]", "--output", str(tmp_path)])
+    files = sorted(tmp_path.glob("*.json"))
+    assert [path.name for path in files] == [f"random_{i:03d}.json" for i in range(12)]
+    networks = [Architecture.load(path) for path in files]
+    assert len({network.operators for network in networks}) == 12
+    for i, network in enumerate(networks):
+        assert network.plan == Plan((2, 2), (4, 8))
+        backbone = network.build(SHAPE)
+        assert network.macs == count_macs(backbone, torch.Size(SHAPE))
+        assert network.parameters == sum(p.numel() for p in backbone.parameters())
+        assert 2e4 * 10 ** (i / 12) <= network.macs <= 2e4 * 10 ** ((i + 1) / 12)
+
+
+def test_a_folder_of_networks_as_expensive_as_a_searched_one(tmp_path) -> None:
+    searched().save(tmp_path / "last.json")
+    random_architecture(["--like", str(tmp_path / "last.json"), "--count", "2", "--output", str(tmp_path / "out")])
+    networks = [Architecture.load(path) for path in sorted((tmp_path / "out").glob("*.json"))]
+    assert len({network.operators for network in networks}) == 2
+    assert all(0.95 * searched().macs <= network.macs <= searched().macs for network in networks)
+    with pytest.raises(SettingError, match="--count: 9 different networks of such MACs do not exist"):
+        random_architecture(["--like", str(tmp_path / "last.json"), "--count", "9", "--output", str(tmp_path / "out")])
+
+
+def test_a_window_without_a_network_is_widened() -> None:
+    cheapest, _ = module.macs_range(PLAN, SHAPE)
+    window = cheapest * 1.0001, cheapest * 1.0002
+    (drawn,) = module.draw_spread(PLAN, SHAPE, [window], 0)
+    assert drawn.macs < 1.5 * cheapest
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["--macs", "[2e5,1e5]"], r"--macs: \[200000, 100000\] must be \[LOW, HIGH\]"),
+        (["--macs", "[1e8,2e8]"], "lies outside the search space"),
+        (["--count", "82"], "82 different networks of such MACs do not exist"),
+        (["--count", "0"], "--count: 0 must be positive"),
+    ],
+)
+def test_costs_and_counts_that_cannot_be_are_refused(settings, message, tmp_path) -> None:
+    plan = ["--plan.cells_per_group", "[1,1]", "--plan.channels", "[4,8]", "--frame_shape", "[2,21,21]"]
+    with pytest.raises(SettingError, match=message):
+        random_architecture([*plan, *settings, "--output", str(tmp_path)])

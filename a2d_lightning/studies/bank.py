@@ -1,0 +1,303 @@
+"""``python -m a2d_lightning bank``: train many architectures by one recipe, several seeds each, into one table."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from a2d_lightning.atomic_file import write_atomically
+from a2d_lightning.curves import read_metrics
+from a2d_lightning.errors import SettingError
+from a2d_lightning.games import canonical_game
+from a2d_lightning.macs import count_macs
+from a2d_lightning.networks import count_parameters
+from a2d_lightning.search_space import Architecture, Plan
+from a2d_lightning.studies.job import Job
+from a2d_lightning.studies.runner import run_jobs
+from a2d_lightning.studies.table import Row, read_table, write_table
+from a2d_lightning.teachers import read_agent
+
+OWN_SETTINGS = ("--run_dir", "--ckpt_path", "--seed_everything", "--model.architecture", "--config")
+"""Settings of each run that the bank chooses."""
+
+
+def bank(args: list[str]) -> None:
+    """Train every architecture with every seed and write OUTPUT/bank.csv.
+
+    Started again, it resumes: runs whose rows are in the table are finished, others go on from their checkpoints.
+
+    Raises:
+        SettingError: a file is missing or damaged, or OUTPUT holds a bank of another recipe.
+        RunFailedError: some runs failed.
+        Interrupted: the process was asked to stop; all runs have saved their states.
+    """
+    parser = ArgumentParser(prog="a2d_lightning bank", description=bank.__doc__, exit_on_error=False)
+    parser.add_argument("--config", action="append", type=str, default=[], help="of the runs, as for fit; repeatable")
+    parser.add_argument(
+        "--architectures", type=list[str] | str, required=True, help="folder of JSON files, a file, or [a.json,b.json]"
+    )
+    parser.add_argument("--seeds", type=list[int], default=[0], help="each network is trained with each (default: [0])")
+    parser.add_argument("--output", type=str, required=True, help="folder for bank.csv and the runs")
+    parser.add_argument("--overrides", type=list[str], default=[], help='of the runs: "[--data.game=Pong, ...]"')
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--address", type=str | None, default=None, help="Ray cluster that trains instead, e.g. auto")
+    parser.add_argument("--origin", type=str | None, default=None, help="label of the networks; by names if absent")
+    parser.add_argument("--keep_runs", type=bool, default=True, help="false: delete the folder of a finished run")
+    settings = parser.parse_args(args)
+    output = Path(settings.output)
+    recipe = Recipe.read(settings.config, settings.overrides)
+    networks = read_networks(settings.architectures, settings.origin)
+    recipe.check_or_write(output / "bank.json")
+    table = Table(output / "bank.csv", recipe.game)
+    for network in networks.values():
+        table.check(network)
+    # all networks with the first seed come first: a bank that is not complete can be used already
+    pairs = [(network, seed) for seed in dict.fromkeys(settings.seeds) for network in networks.values()]
+    jobs: dict[str, tuple[Job, Network, int]] = {}
+    for network, seed in pairs:
+        job = recipe.job(network, seed, output)
+        if table.has(network.name, seed):
+            _delete(job, settings.keep_runs)
+        elif job.finished:  # stopped between the run's end and the table
+            job.check_arguments()
+            table.add(job, network, seed)
+            _delete(job, settings.keep_runs)
+        else:
+            jobs[job.name] = job, network, seed
+
+    def after_each(job: Job) -> None:
+        table.add(*jobs[job.name])
+        _delete(job, settings.keep_runs)
+
+    run_jobs(
+        [job for job, _, _ in jobs.values()],
+        settings.workers,
+        settings.address,
+        after_each,
+        finished_before=len(pairs) - len(jobs),
+    )
+    print(f"{output / 'bank.csv'}: {len(table.rows)} evaluations of {len({row.name for row in table.rows})} networks")
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture of a bank."""
+
+    name: str
+    origin: str
+    path: Path
+    architecture: Architecture
+
+
+def read_networks(architectures: str | Sequence[str], origin: str | None = None) -> dict[str, Network]:
+    """Read JSON files of architectures, by the stems of their names.
+
+    Args:
+        architectures: a folder, a file, or several of both.
+        origin: label of all of them; if absent :func:`origin_of` their names.
+
+    Raises:
+        SettingError: there are none, one cannot be read, or two have the same stem.
+    """
+    networks: dict[str, Network] = {}
+    for given in [architectures] if isinstance(architectures, str) else architectures:
+        folder = Path(given)
+        files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
+        if not files:
+            raise SettingError(f"--architectures: {given!r} holds no JSON files; random_architecture writes some.")
+        for path in files:
+            if path.stem in networks:
+                raise SettingError(
+                    f"--architectures: {str(path)!r} and {str(networks[path.stem].path)!r} have the same name; rename "
+                    "one."
+                )
+            label = origin or origin_of(path.stem)
+            networks[path.stem] = Network(path.stem, label, path, Architecture.load(path))
+    return networks
+
+
+def origin_of(name: str) -> str:
+    """Return the origin that a name tells: ``random...``, ``hand...``, and all others are searched."""
+    if name.startswith("random"):
+        return "random"
+    return "hand-made" if name.startswith("hand") else "searched"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that all runs of a bank share."""
+
+    configs: tuple[str, ...]
+    contents: tuple[Any, ...]
+    """Of the configs, in their order."""
+    overrides: tuple[str, ...]
+    game: str
+
+    @staticmethod
+    def read(configs: Sequence[str], overrides: Sequence[str]) -> "Recipe":
+        """Read the configs and check the overrides.
+
+        Raises:
+            SettingError: a config cannot be read, or an override is not ``--name=value`` or the bank's own setting.
+        """
+        contents = []
+        for path in configs:
+            try:
+                content = yaml.safe_load(Path(path).read_text())
+            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+                raise SettingError(f"--config: {path!r} cannot be read ({' '.join(str(error).split())}).") from error
+            if not isinstance(content, dict):
+                raise SettingError(f"--config: {path!r} holds no settings.")
+            contents.append(content)
+        for override in overrides:
+            name, _, value = override.partition("=")
+            if not name.startswith("--") or not value:
+                raise SettingError(f"--overrides: {override!r} must read --name=value.")
+            if name in OWN_SETTINGS:
+                raise SettingError(f"--overrides: {name} is chosen by the bank; leave it out.")
+        game = "Pong"
+        for content in contents:
+            game = str((content.get("data") or {}).get("game", game))
+        for override in overrides:
+            if override.startswith("--data.game="):
+                game = override.partition("=")[2]
+        return Recipe(tuple(configs), tuple(contents), tuple(overrides), _canonical(game))
+
+    def job(self, network: Network, seed: int, output: Path) -> Job:
+        """Return the run of one network with one seed.
+
+        ``seed_everything`` also seeds environments, actions and the module: the command line links them.
+        """
+        name = f"{network.name}-s{seed}"
+        arguments = [word for path in self.configs for word in ("--config", path)]
+        arguments += ["--data.num_env_threads", "1", *self.overrides]
+        arguments += ["--model.architecture", str(network.path), "--seed_everything", str(seed)]
+        return Job(name, tuple(arguments), output / "runs" / name)
+
+    def check_or_write(self, path: Path) -> None:
+        """Compare with the recipe in ``bank.json``; write it if there is none.
+
+        Raises:
+            SettingError: the bank was trained by another recipe; names the settings that differ.
+        """
+        content = {"game": self.game, "overrides": list(self.overrides), "configs": list(self.contents)}
+        content = json.loads(json.dumps(content, default=str))
+        if not path.is_file():
+            write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+            return
+        try:
+            earlier = _flat(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            raise SettingError(f"--output: {str(path)!r} is damaged; restore it, or choose another folder.") from error
+        now = _flat(content)
+        different = [name for name in sorted(earlier | now) if earlier.get(name) != now.get(name)]
+        if different:
+            name = different[0]
+            raise SettingError(
+                f"--output: {str(path.parent)!r} is a bank of another recipe: {', '.join(different[:5])} "
+                f"(first: {earlier.get(name)!r} before, {now.get(name)!r} now); restore them, or choose another folder."
+            )
+
+
+class Table:
+    """``bank.csv``, kept up to date as runs end."""
+
+    def __init__(self, path: Path, game: str) -> None:
+        self.path = path
+        self.game = game
+        self.rows = read_table(path) if path.is_file() else []
+        self._finished = {(row.name, row.seed) for row in self.rows if row.game == game}
+
+    def has(self, name: str, seed: int) -> bool:
+        """Return whether the rows of that run are in the table."""
+        return (name, seed) in self._finished
+
+    def check(self, network: Network) -> None:
+        """Compare a network with the rows of its name.
+
+        Raises:
+            SettingError: the table has another network of this name.
+        """
+        operators = " ".join(network.architecture.operators)
+        for row in self.rows:
+            if (
+                row.game == self.game
+                and row.name == network.name
+                and (row.operators, row.plan)
+                != (
+                    operators,
+                    plan_text(network.architecture.plan),
+                )
+            ):
+                raise SettingError(
+                    f"--architectures: {str(network.path)!r} is not the network that {str(self.path)!r} has under this "
+                    "name; rename the file."
+                )
+
+    def add(self, job: Job, network: Network, seed: int) -> None:
+        """Add the rows of a finished run and write the table."""
+        self.rows += rows_of(job, network, seed, self.game)
+        self._finished.add((network.name, seed))
+        write_table(self.path, self.rows)
+
+
+def rows_of(job: Job, network: Network, seed: int, game: str) -> list[Row]:
+    """Return a row for each evaluation of a finished run.
+
+    Raises:
+        SettingError: the run's folder lacks metrics or its last checkpoint.
+    """
+    scores = read_metrics(job.run_dir).get("val/score", [])
+    if not scores:
+        raise SettingError(f"run_dir: {str(job.run_dir)!r} holds no val/score; a bank needs evaluations.")
+    card, _ = read_agent(job.run_dir / "checkpoints" / "last.ckpt")
+    backbone = network.architecture.build(card.frame_shape)
+    row = Row(
+        game=game,
+        name=network.name,
+        seed=seed,
+        env_steps=0,
+        score=0.0,
+        origin=network.origin,
+        operators=" ".join(network.architecture.operators),
+        plan=plan_text(network.architecture.plan),
+        frame_shape="x".join(map(str, card.frame_shape)),
+        macs=count_macs(backbone, torch.Size(card.frame_shape)),
+        parameters=count_parameters(backbone),
+    )
+    return [replace(row, env_steps=int(env_steps), score=score) for env_steps, score in scores]
+
+
+def plan_text(plan: Plan) -> str:
+    """Return cells and channels of the groups, as ``2-2-2/8-16-32``."""
+    return f"{'-'.join(map(str, plan.cells_per_group))}/{'-'.join(map(str, plan.channels))}"
+
+
+def _canonical(game: str) -> str:
+    try:
+        return canonical_game(game)
+    except SettingError:  # registered by something that only the runs import; they name a mistake
+        return game
+
+
+def _delete(job: Job, keep_runs: bool) -> None:
+    if not keep_runs:
+        shutil.rmtree(job.run_dir, ignore_errors=True)
+
+
+def _flat(content: Any, name: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names."""
+    if isinstance(content, dict):
+        items = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, list) and any(isinstance(value, dict) for value in content):
+        items = [(str(i), value) for i, value in enumerate(content)]
+    else:
+        return {name: content}
+    return {key: leaf for part, value in items for key, leaf in _flat(value, f"{name}.{part}".lstrip(".")).items()}

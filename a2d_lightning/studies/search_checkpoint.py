@@ -1,0 +1,153 @@
+"""A search's checkpoint as a predictor: log alpha, and the supernet whose weights a network inherits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from a2d_lightning.checkpoints import LAST, newest_good
+from a2d_lightning.data import RolloutDataModule
+from a2d_lightning.errors import SettingError
+from a2d_lightning.evaluation import play_games
+from a2d_lightning.games import FrameSettings
+from a2d_lightning.networks import ActorCritic
+from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
+from a2d_lightning.policy import choose
+from a2d_lightning.search_space import OPERATORS, Architecture, Plan
+from a2d_lightning.studies.statistics import Array
+from a2d_lightning.supernet import Supernet, inherit_weights
+from a2d_lightning.teachers import AgentCard, read_agent
+
+NAMES = tuple(OPERATORS)
+ALPHA = "backbone.alpha_logits"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search has learned."""
+
+    name: str
+    """Folder of the run."""
+    path: Path
+    """Of the checkpoint."""
+    card: AgentCard
+    plan: Plan
+    log_alpha: Array
+    """float64 ``[cells, operators]``."""
+
+    @staticmethod
+    def read(source: str) -> "Search":
+        """Read a run's newest checkpoint, or a checkpoint file.
+
+        Raises:
+            SettingError: there is none, it is damaged, or not a search's.
+        """
+        given = Path(source)
+        path = newest_good(given / "checkpoints") if given.is_dir() else given
+        if path is None or not path.is_file():
+            raise SettingError(f"--search: {source!r} holds no checkpoint; name the run of a search, or a .ckpt file.")
+        card, weights = read_agent(path)
+        plan = (card.architecture or {}).get("plan")
+        if ALPHA not in weights or not isinstance(plan, dict):
+            raise SettingError(f"--search: {str(path)!r} is a checkpoint of a {card.network}, not of a search.")
+        log_alpha = torch.log_softmax(weights[ALPHA].double(), dim=-1).numpy()
+        run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        name = run_dir.name if path.stem == LAST else f"{run_dir.name}/{path.stem}"
+        plan = Plan(tuple(plan["cells_per_group"]), tuple(plan["channels"]))
+        return Search(name, path, card, plan, log_alpha)
+
+    def operators(self) -> tuple[str, ...]:
+        """Return the operators of the network that the search derives."""
+        return tuple(NAMES[i] for i in self.log_alpha.argmax(-1))
+
+    def rate(self, operators: Sequence[Sequence[str]]) -> Array:
+        """Return the sum over cells of log alpha for each network, float64 ``[networks]``.
+
+        Args:
+            operators: of each network, a name a cell.
+        """
+        choices = np.array([[NAMES.index(name) for name in network] for network in operators])  # [networks, cells]
+        rating: Array = self.log_alpha[np.arange(len(self.log_alpha)), choices].sum(-1)
+        return rating
+
+
+class InheritedScores:
+    """Scores of networks that play with the supernet's weights, untrained by themselves.
+
+    Args:
+        search: its run folder must hold ``config.yaml``, which has the games' settings.
+        games: full games for each network; the same ones for all.
+
+    Raises:
+        SettingError: the folder lacks its configuration.
+    """
+
+    def __init__(self, search: Search, games: int) -> None:
+        self.search = search
+        self.games = games
+        self.config = _config(search.path)
+        checkpoint = torch.load(search.path, map_location="cpu", weights_only=True)
+        frames = checkpoint.get("recent_frames") or []
+        self.recent_frames: list[Tensor] = [frame for rank in frames for frame in rank or []]
+        shape, card = search.card.frame_shape, search.card
+        kind = inference_normalization(card.normalization)
+        self.supernet = Supernet(search.plan, shape)
+        self.agent = with_normalization(ActorCritic(self.supernet, shape, card.num_actions), kind)
+        weights = read_agent(search.path)[1]
+        missing, _ = self.agent.load_state_dict(weights, strict=False)
+        if missing:
+            raise SettingError(f"--search: {str(search.path)!r} lacks {missing[0]} of its supernet.")
+
+    def derived(self, operators: Sequence[str]) -> ActorCritic:
+        """Build a network with the supernet's weights; recalibrate batch norm where the checkpoint has frames."""
+        card = self.search.card
+        backbone = Architecture(tuple(operators), self.search.plan, card.frame_shape, 0, 0).build(card.frame_shape)
+        agent = ActorCritic(backbone, card.frame_shape, card.num_actions)
+        with_normalization(agent, inference_normalization(card.normalization))
+        inherit_weights(backbone, self.supernet, operators)
+        agent.actor.load_state_dict(self.agent.actor.state_dict())
+        agent.critic.load_state_dict(self.agent.critic.state_dict())
+        with torch.no_grad():
+            if self.recent_frames:
+                recalibrate(agent, self.recent_frames)
+        return agent.eval()
+
+    def score(self, operators: Sequence[str]) -> float:
+        """Return the mean score of full games, played with sampled actions.
+
+        Raises:
+            Interrupted: the process was asked to stop.
+        """
+        agent = self.derived(operators)
+        generator = torch.Generator().manual_seed(0)
+        env = self._data().make_env(self.games, seed=0)
+        try:
+            scores = play_games(
+                env, lambda pixels: choose(agent(pixels)[0], "sampled", generator), torch.arange(self.games)
+            )
+        finally:
+            env.close()
+        return float(scores.mean())
+
+    def _data(self) -> RolloutDataModule:
+        settings = dict(self.config["data"])
+        names = ("game", "life_loss_terminal", "noop_max", "num_env_threads", "env_timeout_seconds")
+        kept: dict[str, Any] = {name: settings[name] for name in names if name in settings}
+        return RolloutDataModule(frames=FrameSettings(**settings["frames"]), **kept)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    for folder in (path.parent.parent, path.parent):
+        if (folder / "config.yaml").is_file():
+            content = yaml.safe_load((folder / "config.yaml").read_text())
+            if isinstance(content, dict) and isinstance(content.get("data"), dict):
+                return content
+    raise SettingError(
+        f"--inherited_games: {str(path)!r} lies in no run folder with config.yaml, which has the games' settings; "
+        "leave --inherited_games out."
+    )

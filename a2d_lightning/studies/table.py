@@ -1,0 +1,77 @@
+"""The table of a bank: one row for each evaluation of each trained network, as CSV."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from a2d_lightning.atomic_file import write_atomically
+from a2d_lightning.errors import SettingError
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """One evaluation of one trained network."""
+
+    game: str
+    name: str
+    """Stem of the architecture's file."""
+    seed: int
+    env_steps: int
+    score: float
+    """Mean score of full games."""
+    origin: str
+    """``random``, ``hand-made``, ``searched``, or the bank's own label."""
+    operators: str
+    """Names separated by spaces, a cell each."""
+    plan: str
+    """Cells of the groups and their channels: ``2-2-2/8-16-32``."""
+    frame_shape: str
+    """Stack, height and width that the network sees: ``4x42x42``."""
+    macs: int
+    """Multiply-accumulates of the backbone for one observation of ``frame_shape``."""
+    parameters: int
+    """Of the backbone."""
+
+
+COLUMNS = [field.name for field in fields(Row)]
+DECIMALS = 4
+"""Of scores."""
+
+
+def read_table(path: Path) -> list[Row]:
+    """Read a bank's table.
+
+    Raises:
+        SettingError: it is missing, or not a bank's table.
+    """
+    try:
+        with open(path, newline="") as file:
+            content = list(csv.DictReader(file))
+        return [_row(values) for values in content]
+    except OSError as error:
+        raise SettingError(f"bank: {str(path)!r} cannot be read ({error.strerror}); `bank` writes bank.csv.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingError(
+            f"bank: {str(path)!r} is not a bank's table ({type(error).__name__}: {error}); its columns are "
+            f"{', '.join(COLUMNS)}."
+        ) from error
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Replace the table atomically; rows are sorted by game, name, seed and environment steps."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in sorted(rows):
+        writer.writerow([f"{value:.{DECIMALS}f}" if isinstance(value, float) else value for value in astuple(row)])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _row(values: dict[str, str]) -> Row:
+    numbers = {name: int(values[name]) for name in ("seed", "env_steps", "macs", "parameters")}
+    texts = {name: values[name] for name in ("game", "name", "origin", "operators", "plan", "frame_shape")}
+    if any(not isinstance(text, str) for text in texts.values()):
+        raise ValueError("a row is too short")
+    return Row(score=float(values["score"]), **texts, **numbers)  # type: ignore[arg-type]
