@@ -139,6 +139,15 @@ def test_a_run_that_ended_before_its_rows_were_written_is_added(tmp_path, monkey
     assert len(read_table(tmp_path / "bank" / "bank.csv")) == 2
 
 
+def test_runs_in_the_table_are_not_trained_again_without_their_folders(tmp_path, monkeypatch):
+    calls = recorded(monkeypatch)
+    save_architecture(tmp_path / "networks" / "a.json")
+    bank(command(tmp_path, "--keep_runs", "false"))
+    assert list((tmp_path / "bank" / "runs").iterdir()) == []
+    bank(command(tmp_path))
+    assert calls[1] == []
+
+
 def test_another_recipe_or_another_network_of_a_name_is_refused(tmp_path, monkeypatch):
     recorded(monkeypatch)
     save_architecture(tmp_path / "networks" / "a.json")

@@ -73,6 +73,16 @@ def test_searched_networks_are_compared_at_equal_cost(tmp_path):
     assert game["random_search"] == {"trainings": 3, "score": pytest.approx(7 + 13 * 3 / 4)}
 
 
+def test_networks_that_somebody_chose_are_no_sample(tmp_path):
+    random = save_bank(tmp_path / "a.csv", OPERATORS, np.stack([TRUE, TRUE], 1))
+    made = save_bank(tmp_path / "h.csv", OPERATORS[:1], np.array([[50.0, 50.0]]), origin="hand-made")
+    found = save_bank(tmp_path / "s.csv", OPERATORS[:1], np.array([[60.0, 60.0]]), origin="searched")
+    game = judged(tmp_path, "--bank", str(random), str(made), str(found))["games"][CATCH]
+    assert game["networks"] == 24
+    assert list(game["searched"]) == ["searched_000"]
+    assert game["improvement"]["value"] == 1.0
+
+
 def test_a_window_with_few_networks_is_widened_and_says_so(tmp_path, capsys):
     macs = [1000 + 100 * i for i in range(24)]
     bank = save_bank(tmp_path / "a.csv", OPERATORS, np.stack([TRUE, TRUE], 1), macs)

@@ -109,6 +109,21 @@ def test_a_killed_study_leaves_no_process_and_resumes_to_the_same_metrics(kill, 
 
 
 @pytest.mark.slow
+def test_a_study_on_a_cluster_stops_and_resumes(tmp_path):
+    pytest.importorskip("ray")
+    process = start(tmp_path, 2, seconds=0.5, address="local")
+    wait_until_all_train(tmp_path, 1, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == INTERRUPTED
+    assert left_of(tmp_path) == []
+    assert "interrupted by SIGTERM" in (tmp_path / "runs" / "seed0" / LOG).read_text()
+    again = start(tmp_path, 2, seconds=0.5, address="local")
+    printed, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, printed
+    assert [found["val/score"][0][0] for found in scores(tmp_path, 2)] == [400, 400]
+
+
+@pytest.mark.slow
 def test_a_failed_job_is_named_and_the_others_go_on(tmp_path):
     script = SCRIPT.replace("jobs(Path(folder), int(count), float(seconds), int(steps))", "both(Path(folder))").replace(
         "if __name__",
