@@ -186,9 +186,8 @@ class GameEnv(EnvBase):
             lives = np.array(info["lives"]) if "lives" in info else self._now.lives
             life_lost = lives < self._now.lives
             self._now.lives = lives
-            return Decision(
-                self._now.pixels, rewards, self._now.game_score, life_lost, terminated.astype(bool), truncated.astype(bool)
-            )
+            ended, cut = terminated.astype(bool), truncated.astype(bool)
+            return Decision(self._now.pixels, rewards, self._now.game_score, life_lost, ended, cut)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         num_envs = self.batch_size[0]

@@ -18,8 +18,8 @@ from a2d_lightning.games import FrameSettings, import_game
 from a2d_lightning.journal import GO_ON
 from a2d_lightning.rollouts.image_format import image_format
 
-_HELD = (0.0, False, False)
-"""Reward, terminated and truncated of a game that was over before a step."""
+Step = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
+"""An action to observation, reward, terminated, truncated and info, as in Gymnasium."""
 
 WrapperSetting = str | dict[str, Any]
 """A Gymnasium wrapper: its class path, or a dict of ``class_path`` and ``init_args``."""
@@ -63,8 +63,6 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
             )
         self.first_action = int(actions.start)
         self.format = image_format(game, observations, frames)
-        self._image_key = self.format.key
-        self.skip = frames.skip
         channels, height, width = self.format.frame_shape
         self.channels = channels
         self.single_action_space = gymnasium.spaces.Discrete(int(actions.n))
@@ -73,7 +71,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         self.max_steps = None if spec is not None and spec.max_episode_steps else max_env_steps_per_game
         self._images = np.zeros((num_envs, *self.format.space.shape), self.format.space.dtype)
         self._observations = np.zeros((num_envs, *self.single_observation_space.shape), np.uint8)
-        self._step_env = [_innermost_step(env) for env in self.envs]
+        self._step_game = [_step_of(env, self.format.key, frames.skip) for env in self.envs]
         self._over = np.ones(num_envs, dtype=np.bool_)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._lives: np.ndarray | None = None
@@ -93,7 +91,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         mask = np.ones(self.num_envs, dtype=np.bool_) if options is None else options["reset_mask"]
         for i in np.flatnonzero(mask).tolist():
             observation, info = self.envs[i].reset(seed=None if seed[i] == GO_ON else int(seed[i]))
-            self._images[i] = observation if self._image_key is None else observation[self._image_key]
+            self._images[i] = observation if self.format.key is None else observation[self.format.key]
             self._note_lives(i, info)
         self._over[mask] = False
         self._steps[mask] = 0
@@ -111,43 +109,20 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         Returns:
             observations, rewards float64, terminated, truncated (False for games that were over) and infos.
         """
-        step = self._step_once if self.skip == 1 else self._step_skipping
-        outcomes = [
-            _HELD if over else step(i, action + self.first_action)
-            for i, (over, action) in enumerate(zip(self._over.tolist(), actions.tolist(), strict=True))
-        ]
-        rewards, terminated, truncated = (np.array(column) for column in zip(*outcomes, strict=True))
+        reward, ended, cut = [0.0] * self.num_envs, [False] * self.num_envs, [False] * self.num_envs
+        images, playing = self._images, np.flatnonzero(~self._over).tolist()
+        shifted = (actions + self.first_action).tolist()
+        for i in playing:
+            images[i], reward[i], ended[i], cut[i], info = self._step_game[i](shifted[i])
+            if info:
+                self._note_lives(i, info)
+        rewards, terminated, truncated = np.array(reward), np.array(ended), np.array(cut)
         self._steps += 1
         if self.max_steps is not None:
             truncated |= ~self._over & ~terminated & (self._steps >= self.max_steps)
         self._observations = self._with_new_frames(~self._over)
         self._over |= terminated | truncated
         return self._observations, rewards, terminated, truncated, self._infos()
-
-    def _step_once(self, i: int, action: int) -> tuple[float, bool, bool]:
-        observation, reward, terminated, truncated, info = self._step_env[i](action)
-        self._images[i] = observation if self._image_key is None else observation[self._image_key]
-        if info:
-            self._note_lives(i, info)
-        return float(reward), bool(terminated), bool(truncated)
-
-    def _step_skipping(self, i: int, action: int) -> tuple[float, bool, bool]:
-        """Repeat ``action`` and keep the maximum of the last two images that belong to this decision.
-
-        Gymnasium's MaxAndSkipObservation shows an image of the decision before where a game ends within a skip.
-        """
-        total = 0.0
-        last: np.ndarray | None = None
-        for _ in range(self.skip):
-            before = last
-            reward, terminated, truncated = self._step_once(i, action)
-            last = self._images[i].copy()
-            total += reward
-            if terminated or truncated:
-                break
-        if before is not None:
-            np.maximum(before, self._images[i], out=self._images[i])
-        return total, terminated, truncated
 
     @property
     def _num_frames(self) -> int:
@@ -180,11 +155,40 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         self.closed = True
 
 
-def _innermost_step(env: gymnasium.Env) -> Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]:
-    """Return ``env``'s step without the wrappers that only pass it on, a tenth of a cheap step each."""
+def _step_of(env: gymnasium.Env, key: str | None, skip: int) -> Step:
+    """Return the function that plays one decision and observes the image."""
+    # wrappers that only pass steps on take a tenth of a cheap step each
     while isinstance(env, gymnasium.Wrapper) and type(env).step is gymnasium.Wrapper.step:
         env = env.env
-    return env.step
+    step = env.step if key is None else _image_of(env.step, key)
+    return step if skip == 1 else _skipping(step, skip)
+
+
+def _image_of(step: Step, key: str) -> Step:
+    def step_image(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *rest = step(action)
+        return observation[key], *rest
+
+    return step_image
+
+
+def _skipping(step: Step, skip: int) -> Step:
+    """Repeat each action and observe the maximum of the last two images of this decision.
+
+    Gymnasium's MaxAndSkipObservation shows an image of the decision before where a game ends within a skip.
+    """
+
+    def step_skipping(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        total, shown = 0.0, []
+        for _ in range(skip):
+            image, reward, terminated, truncated, info = step(action)
+            shown.append(np.array(image))  # a copy: an environment may draw into the same memory
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return np.max(shown[-2:], axis=0), total, terminated, truncated, info
+
+    return step_skipping
 
 
 def gymnasium_games(

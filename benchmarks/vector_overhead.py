@@ -1,0 +1,79 @@
+"""What stepping games of others costs over the bare environments: 64 games of MinAtar's Breakout under random actions.
+
+Random play is the worst case: a game lasts ten steps, and resets are dearer than steps. Needs the package minatar.
+"""
+
+import contextlib
+import statistics
+
+import gymnasium
+import minatar
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from a2d_lightning.envs import make_env
+from a2d_lightning.games import FrameSettings, import_game
+from benchmarks.turns import Lap, Seat, alternate
+
+GAME = "MinAtar/Breakout-v1"
+NUM_ENVS = 64
+ROUNDS = 20
+SECONDS = 0.5
+
+
+def random_actions() -> np.ndarray:
+    """int64 ``[steps, NUM_ENVS]``."""
+    return np.random.default_rng(0).integers(0, 3, (10_000, NUM_ENVS))
+
+
+def bare(lap: Lap) -> None:
+    """Step the games without Gymnasium and without seeds."""
+    games = [minatar.Environment("breakout") for _ in range(NUM_ENVS)]
+    while True:
+        for actions in random_actions():
+            for game, action in zip(games, actions.tolist(), strict=True):
+                _, over = game.act((0, 1, 3)[action])
+                game.state()
+                if over:
+                    game.reset()
+            lap()
+
+
+def ours(lap: Lap) -> None:
+    """Step the same games as rollouts do: seeded, noted for an exact resume, as bytes [channels, h, w]."""
+    as_it_is = FrameSettings(size=None, stack=1, skip=1, gray=False)
+    wrappers = ["a2d_lightning.rollouts.minatar.ResetStickyAction"]
+    env = make_env(GAME, NUM_ENVS, as_it_is, seed=0, num_threads=1, noop_max=1, wrappers=wrappers)
+    env.begin(np.ones(NUM_ENVS, dtype=bool))
+    while True:
+        for actions in random_actions():
+            decision = env.play(actions)
+            if decision.done.any():
+                env.begin(decision.done)
+            lap()
+
+
+def gymnasiums(lap: Lap) -> None:
+    """Step the same games in Gymnasium's vector environment: no seeds after the first, observations as they are."""
+    vector = SyncVectorEnv([lambda: gymnasium.make(GAME)] * NUM_ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector.reset(seed=0)
+    while True:
+        for actions in random_actions():
+            vector.step(actions)
+            lap()
+
+
+def main() -> None:
+    """Print steps/s of each and the ratios to the bare environments: medians over turns that alternate."""
+    import_game(GAME)
+    contestants = {"bare": bare, "ours": ours, "gymnasium": gymnasiums}
+    with contextlib.ExitStack() as stack:
+        seats = [stack.enter_context(Seat(name, run, 1.0)) for name, run in contestants.items()]
+        turns = alternate(seats, ROUNDS, SECONDS)
+    for name, seconds in turns.items():
+        ratio = statistics.median(mine / its for mine, its in zip(seconds, turns["bare"], strict=True))
+        print(f"{name}: {NUM_ENVS / statistics.median(seconds):,.0f} steps/s, {ratio:.2f} times the bare environments'")
+
+
+if __name__ == "__main__":
+    main()
