@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import odd_games  # noqa: F401 (registers its games)
 import pytest
 import torch
 from toy_game import CATCH, register
@@ -115,6 +116,11 @@ def metrics(run_dir: Path) -> list[dict[str, str]]:
 
 # games of 11 steps, so that some end before the run is stopped
 CATCH_ARGS = ["--data.game", CATCH, "--data.frames.skip", "1", "--trainer.limit_val_batches", "1"]
+# games of 2 to 9 steps, so that some end in the part that is played again
+ODD_ARGS = [
+    *("--data.game", "odd/NoisyWalk-v0", "--data.frames", "{gray: false, size: null, skip: 1, stack: 2}"),
+    *("--data.wrappers", "[odd_games.TwiceAsBright]", "--model.distillation", "none", "--model.teacher", "null"),
+]
 BI_LEVEL = ["--model.scheme", "BiLevel"]
 PPO_ARGS = ["--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
 EVALUATED = [
@@ -157,6 +163,8 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
     ("stage", "args", "stops"),
     [
         ("teacher", CATCH_ARGS, [20, 260]),
+        ("teacher", ODD_ARGS, [40, 260]),
+        ("search", ODD_ARGS, [140]),
         ("teacher", PPO_ARGS, [140]),
         ("search", ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "5e5"], [100]),
         ("search", BI_LEVEL, [140, 300]),
@@ -168,6 +176,8 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
     ],
     ids=[
         "teacher-catch",
+        "teacher-odd-game",
+        "search-odd-game",
         "teacher-ppo",
         "search",
         "search-bilevel",
