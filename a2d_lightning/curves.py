@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 from jsonargparse import ArgumentParser
@@ -14,6 +15,8 @@ from a2d_lightning.errors import SettingError
 Series = list[tuple[float, float]]
 """(environment steps, value)."""
 
+MARGINS = "margin of each cell (logits)"
+
 PANELS: dict[str, tuple[str, ...]] = {
     "score": ("train/recent_game_score", "val/score", "val/derived_score"),
     "loss terms": ("loss/policy", "loss/value", "loss/actor_distillation", "loss/critic_distillation"),
@@ -24,7 +27,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "tau": ("search/tau",),
     "MACs": ("search/expected_macs", "search/derived_macs", "search/argmax_macs"),
     "entropy of each cell (nats)": ("search/entropy_cell*",),
-    "margin of each cell (logits)": ("search/margin_cell*",),
+    MARGINS: ("search/margin_cell*",),
     "gradient norm of alpha": ("gradient/alpha_reward_norm", "gradient/alpha_cost_norm"),
     "signal-to-noise ratio of alpha's gradient": ("search/alpha_snr_cell*",),
     "skips": ("search/skips",),
@@ -96,11 +99,31 @@ def draw(metrics: dict[str, Series], output: Path, title: str) -> None:
     figure, axes = plt.subplots(rows, 3, figsize=(13, 3 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
+    pressed = budget_outweighs_reward_at(metrics)
     for axis, (name, found) in zip(axes.flat, panels, strict=False):
         _panel(axis, name, {key: metrics[key] for key in found})
+        if name == MARGINS and pressed is not None:
+            axis.axvline(pressed, color="black", linestyle="--", linewidth=1)
+            axis.text(pressed, 0.98, " cost > reward", transform=axis.get_xaxis_transform(), va="top", fontsize=7)
     figure.suptitle(title)
     figure.savefig(output, dpi=100)
     plt.close(figure)
+
+
+def budget_outweighs_reward_at(metrics: dict[str, Series]) -> float | None:
+    """Return the environment step from which the cost's gradient of alpha is the larger one.
+
+    Single updates are noisy: norms are compared as medians over a tenth of the search. None where that never happens,
+    or where the run is not a search.
+    """
+    cost, reward = (dict(metrics.get(f"gradient/alpha_{name}_norm", [])) for name in ("cost", "reward"))
+    steps = sorted(cost.keys() & reward.keys())
+    window = 1 + len(steps) // 10
+    for first in range(len(steps) - window + 1):
+        part = steps[first : first + window]
+        if median(cost[step] for step in part) > median(reward[step] for step in part):
+            return part[0]
+    return None
 
 
 def _matching(metrics: Iterable[str], patterns: tuple[str, ...]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from a2d_lightning.curves import PANELS, _matching, curves, read_metrics
+from a2d_lightning.curves import PANELS, _matching, budget_outweighs_reward_at, curves, read_metrics
 from a2d_lightning.errors import SettingError
 
 
@@ -43,3 +43,21 @@ def test_metrics_of_the_derived_network_and_of_alphas_noise_have_their_panels():
 def test_a_folder_without_metrics_is_named(tmp_path):
     with pytest.raises(SettingError, match=r"holds no metrics\.csv"):
         curves(["--run_dir", str(tmp_path)])
+
+
+def gradients(cost, reward):
+    """Metrics of a search with these norms, every 10 environment steps."""
+    return {
+        f"gradient/alpha_{name}_norm": [(10.0 * i, value) for i, value in enumerate(values)]
+        for name, values in (("cost", cost), ("reward", reward))
+    }
+
+
+def test_the_step_is_found_from_which_the_cost_outweighs_the_reward():
+    # cost i / 50 passes reward 1 at i = 51; a window of 11 has its median at its sixth value, so from i = 46 on
+    metrics = gradients([i / 50 for i in range(100)], [1.0] * 100)
+    assert budget_outweighs_reward_at(metrics) == 460
+    # single outliers do not count
+    metrics = gradients([5.0 if i % 3 == 0 else 0.5 for i in range(100)], [1.0] * 100)
+    assert budget_outweighs_reward_at(metrics) is None
+    assert budget_outweighs_reward_at({"loss/policy": [(10.0, 1.0)]}) is None
