@@ -7,6 +7,7 @@ over the rest of its file before LightningCLI sees it.
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def expand_overlays(args: list[str]) -> list[str]:
         if PER_MODEL in content:
             args[i + 1] = json.dumps(_for_model(content, model, args[i + 1]))
     return args
+
+
+def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
+    """Return what several config files say together for the model that they choose, later files over earlier ones.
+
+    Raises:
+        SettingError: as :func:`expand_overlays`.
+    """
+    contents = [_read(path) for path in paths]
+    model = _model_name([], contents)
+    merged: dict[str, Any] = {}
+    for path, content in zip(paths, contents, strict=True):
+        merged = _merged(merged, _for_model(content, model, path) if PER_MODEL in content else content)
+    return merged
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Search(Protocol):
     """What a scheme asks of the search."""
 
     agent: ActorCritic
+    gumbel_generator: torch.Generator
 
     @property
     def supernet(self) -> Supernet:
@@ -111,6 +112,25 @@ class OneLevel(SearchScheme):
         metrics: Metrics = {}
         for total, found in search.losses(drawn.rollout, Student(search, drawn.draw)):
             metrics |= found | search.step_both(total)
+        return metrics
+
+
+class OneLevelRedrawn(OneLevel):
+    """Eq. 9 with a new Gumbel draw for each minibatch after the first, for algorithms with several updates a rollout.
+
+    A rollout has one draw to act by, and all updates under it give alpha nearly the same gradient: the number of draws,
+    not of updates, averages out the noise of g. Under another draw the policy is another one, which PPO's ratio to the
+    policy that acted accounts for. Not of the paper.
+    """
+
+    def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
+        """See :class:`SearchScheme`."""
+        (drawn,) = rollouts
+        student = Student(search, drawn.draw)
+        metrics: Metrics = {}
+        for total, found in search.losses(drawn.rollout, student):
+            metrics |= found | search.step_both(total)
+            student.draw = search.supernet.new_draw(search.gumbel_generator)  # of the next minibatch's forward
         return metrics
 
 

@@ -143,9 +143,18 @@ class Supernet(nn.Module):
         Args:
             generator: on the CPU and seeded alike on all ranks, so that they mix alike.
         """
+        drawn = self.new_draw(generator)
+        self.gumbel.copy_(drawn.gumbel)
+        self.ranking.copy_(drawn.ranking)
+
+    @torch.no_grad()
+    def new_draw(self, generator: torch.Generator) -> Draw:
+        """Return another draw, as :meth:`draw` makes it, and leave the current one."""
         uniform = torch.rand(self.gumbel.shape, generator=generator, dtype=torch.float64)
-        self.gumbel.copy_(-torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12))))
-        self.ranking.copy_((self.alpha_logits + self.gumbel).argsort(dim=-1, descending=True, stable=True))
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12)))
+        gumbel = gumbel.to(self.gumbel.device, self.gumbel.dtype)
+        ranking = (self.alpha_logits + gumbel).argsort(dim=-1, descending=True, stable=True)
+        return Draw(gumbel, self.tau.clone(), ranking)
 
     def current_draw(self) -> Draw:
         """The draw as it is now."""

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from a2d_lightning.networks import ActorCritic
 from a2d_lightning.sampling import Sampling, TopK
-from a2d_lightning.schemes import BiLevel, DrawnRollout, Metrics, OneLevel, SearchScheme, UnrolledBiLevel
+from a2d_lightning.schemes import (
+    BiLevel,
+    DrawnRollout,
+    Metrics,
+    OneLevel,
+    OneLevelRedrawn,
+    SearchScheme,
+    UnrolledBiLevel,
+)
 from a2d_lightning.search_space import Plan
 from a2d_lightning.supernet import Draw, Supernet
 
@@ -45,6 +53,7 @@ class ToySearch:
 
     def __init__(self, agent: ActorCritic) -> None:
         self.agent = agent
+        self.gumbel_generator = torch.Generator().manual_seed(3)
         self.stepped: list[tuple[str, Tensor, dict[str, Tensor]]] = []
 
     @property
@@ -125,7 +134,12 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **toleran
 # --- whose gradient comes from which rollout --------------------------------------------------------------------------
 
 
-SCHEMES = [(OneLevel(), [SECOND]), (BiLevel(), [FIRST, SECOND]), (UnrolledBiLevel(0.05), [FIRST, SECOND])]
+SCHEMES = [
+    (OneLevel(), [SECOND]),
+    (OneLevelRedrawn(), [SECOND]),
+    (BiLevel(), [FIRST, SECOND]),
+    (UnrolledBiLevel(0.05), [FIRST, SECOND]),
+]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +168,24 @@ def test_one_level_steps_both_from_one_and_the_same_rollout() -> None:
         assert_same(found, expected)
         descend(agent, "both", expected)
     torch.testing.assert_close(metrics, {"loss": total.detach(), "stepped_both": 1.0})
+
+
+def test_redrawn_one_level_updates_on_each_later_minibatch_under_a_draw_of_its_own() -> None:
+    search = ToySearch(smooth_agent(TopK(2)))
+    agent = copy.deepcopy(search.agent)
+    OneLevelRedrawn().learn(search, [SECOND])
+    assert [kind for kind, *_ in search.stepped] == ["both", "both"]
+    generator = torch.Generator().manual_seed(3)
+    draw = SECOND.draw
+    for minibatch, (_, _, found) in enumerate(search.stepped):
+        expected = gradients(loss_by_hand(agent, DrawnRollout(SECOND.rollout, draw), minibatch), agent)
+        assert_same(found, expected)
+        descend(agent, "both", expected)
+        uniform = torch.rand(2, 9, generator=generator, dtype=torch.float64)
+        gumbel = -(-uniform.log()).log()
+        # a new draw samples by alpha as the step before has left it, at the supernet's own tau
+        ranking = (agent.backbone.alpha_logits.detach() + gumbel).argsort(-1, descending=True)
+        draw = Draw(gumbel, search.supernet.tau.double(), ranking)
 
 
 @pytest.mark.parametrize("sampling", [None, TopK(2)], ids=["SoftSum", "TopK"])

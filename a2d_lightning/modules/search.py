@@ -36,7 +36,7 @@ class SearchModule(ActorCriticModule):
 
     Args:
         plan: groups, cells and channels of the supernet.
-        scheme: OneLevel (A2D's, and if absent), BiLevel or UnrolledBiLevel.
+        scheme: OneLevel (A2D's, and if absent), OneLevelRedrawn, BiLevel or UnrolledBiLevel.
         sampling: SoftSum (paper, and if absent), HardStraightThrough, TopK or SinglePath.
         lambda_cost: lambda. L_cost is the MACs of the derived network's cells, as ``cost`` estimates them, divided by
             ResNet-20's at the same frames.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 
 from a2d_lightning.atomic_file import write_atomically
@@ -18,6 +17,7 @@ from a2d_lightning.errors import SettingError
 from a2d_lightning.games import canonical_game
 from a2d_lightning.macs import count_macs
 from a2d_lightning.networks import count_parameters
+from a2d_lightning.overlays import merged_configs
 from a2d_lightning.search_space import Architecture, Plan
 from a2d_lightning.studies.job import Job
 from a2d_lightning.studies.runner import run_jobs
@@ -135,8 +135,8 @@ class Recipe:
     """Settings that all runs of a bank share."""
 
     configs: tuple[str, ...]
-    contents: tuple[Any, ...]
-    """Of the configs, in their order."""
+    settings: dict[str, Any]
+    """What the configs say together for the derived agent; parts of overlays for other stages are left out."""
     overrides: tuple[str, ...]
     game: str
 
@@ -147,28 +147,18 @@ class Recipe:
         Raises:
             SettingError: a config cannot be read, or an override is not ``--name=value`` or the bank's own setting.
         """
-        contents = []
-        for path in configs:
-            try:
-                content = yaml.safe_load(Path(path).read_text())
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise SettingError(f"--config: {path!r} cannot be read ({' '.join(str(error).split())}).") from error
-            if not isinstance(content, dict):
-                raise SettingError(f"--config: {path!r} holds no settings.")
-            contents.append(content)
+        settings = merged_configs(configs)
         for override in overrides:
             name, _, value = override.partition("=")
             if not name.startswith("--") or not value:
                 raise SettingError(f"--overrides: {override!r} must read --name=value.")
             if name in OWN_SETTINGS:
                 raise SettingError(f"--overrides: {name} is chosen by the bank; leave it out.")
-        game = "Pong"
-        for content in contents:
-            game = str((content.get("data") or {}).get("game", game))
+        game = str((settings.get("data") or {}).get("game", "Pong"))
         for override in overrides:
             if override.startswith("--data.game="):
                 game = override.partition("=")[2]
-        return Recipe(tuple(configs), tuple(contents), tuple(overrides), _canonical(game))
+        return Recipe(tuple(configs), settings, tuple(overrides), _canonical(game))
 
     def job(self, network: Network, seed: int, output: Path) -> Job:
         """Return the run of one network with one seed.
@@ -187,7 +177,7 @@ class Recipe:
         Raises:
             SettingError: the bank was trained by another recipe; names the settings that differ.
         """
-        content = {"game": self.game, "overrides": list(self.overrides), "configs": list(self.contents)}
+        content = {"game": self.game, "overrides": list(self.overrides), "settings": self.settings}
         content = json.loads(json.dumps(content, default=str))
         if not path.is_file():
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

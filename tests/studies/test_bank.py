@@ -154,10 +154,11 @@ def test_another_recipe_or_another_network_of_a_name_is_refused(tmp_path, monkey
     bank(command(tmp_path))
     config = tmp_path / "more.yaml"
     config.write_text("data: {num_envs: 3}\n")
-    with pytest.raises(
-        SettingError, match=r"is a bank of another recipe: configs.1.data.num_envs .*None before, 3 now"
-    ):
+    with pytest.raises(SettingError, match=r"is a bank of another recipe: settings\.data\.num_envs .*16 before, 3 now"):
         bank(command(tmp_path, "--config", str(config)))
+    # what an overlay holds for other stages is no part of the recipe
+    config.write_text("per_model: {SearchModule: {data: {num_envs: 3}}}\n")
+    bank(command(tmp_path, "--config", str(config)))
     save_architecture(tmp_path / "networks" / "a.json", "conv_k5")
     with pytest.raises(SettingError, match=r"is not the network that .* has under this name"):
         bank(command(tmp_path))
