@@ -105,6 +105,8 @@ def test_the_image_of_a_dict_is_found_by_itself_or_by_name() -> None:
     [
         (Box(0, 1, (4,)), AS_IT_IS, r"data\.game: game observes .* needs images"),
         (Box(-np.inf, np.inf, (4, 4)), AS_IT_IS, r"data\.game: .*\[-inf, inf\].*finite bounds"),
+        (Box(0, np.inf, (4, 4), np.int32), AS_IT_IS, r"data\.game: .*\[0, 2147483647\].*finite bounds"),
+        (Box(-3e38, 3e38, (4, 4)), AS_IT_IS, r"data\.game: .*finite bounds"),
         (bytes_box(6, 6, 2), FrameSettings(size=None), r"data\.frames\.gray: .* 2 channels"),
         (bytes_box(6, 6, 3), FrameSettings(image_key="image"), r"data\.frames\.image_key: .*not a Dict"),
         (Dict(image=bytes_box(6, 6)), FrameSettings(image_key="picture"), r"data\.frames\.image_key: 'picture' is no"),
