@@ -90,6 +90,25 @@ class InDict(Counter):
         return {"image": np.full((4, 4), self.count, np.uint8), "direction": 0}
 
 
+class WithLives(Counter):
+    """Loses one of three lives with every second step, and draws every image into the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = np.zeros((4, 4), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        return super().reset(seed=seed)[0], {"lives": 3}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        *rest, _ = super().step(action)
+        return (*rest, {"lives": 3 - self.count // 2})
+
+    def observation(self) -> np.ndarray:
+        self.memory[:] = OVER_AT - self.count
+        return self.memory
+
+
 class Misdeclared(Counter):
     """Shows images that do not fit its space.
 
@@ -175,7 +194,7 @@ def no_wrapper(env: gymnasium.Env) -> None:
 
 def register() -> None:
     """Register the games; can be called twice."""
-    for name, game in (("Counter", Counter), ("NoisyWalk", NoisyWalk), ("InDict", InDict)):
+    for name, game in (("Counter", Counter), ("NoisyWalk", NoisyWalk), ("InDict", InDict), ("WithLives", WithLives)):
         if f"odd/{name}-v0" not in gymnasium.registry:
             gymnasium.register(f"odd/{name}-v0", game)
     if "odd/Endless-v0" not in gymnasium.registry:

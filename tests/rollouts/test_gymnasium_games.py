@@ -126,6 +126,36 @@ def test_a_game_without_a_limit_of_its_own_is_truncated(make: MakeGame, game: st
     assert ends == list(range(length, 20, length))
 
 
+def test_the_limit_counts_the_steps_of_each_game(make: MakeGame) -> None:
+    env = make("odd/Endless-v0", max_env_steps_per_game=5)
+    env.begin(EVERYWHERE)
+    idle = np.zeros(2, dtype=np.int64)
+    for _ in range(3):
+        env.play(idle)
+    env.begin(np.array([True, False]))
+    ends = [env.play(idle).truncated.tolist() for _ in range(6)]
+    assert ends == [[False, False], [False, True], *[[False, False]] * 2, [True, False], [False, False]]
+
+
+@pytest.mark.parametrize(("skip", "lost"), [(1, [False, True] * 3), (2, [True] * 3), (3, [True, True])])
+def test_lives_are_followed_over_skipped_frames_and_games(make: MakeGame, skip: int, lost: list[bool]) -> None:
+    env = make("odd/WithLives-v0", FrameSettings(size=None, stack=1, skip=skip, gray=False))
+    idle = np.zeros(2, dtype=np.int64)
+    for _ in range(2):
+        env.begin(EVERYWHERE)
+        assert [bool(env.play(idle).life_lost[0]) for _ in lost] == lost
+    env.begin(np.array([False, True]))
+    assert env.play(idle).life_lost.tolist() == [False, skip > 1]
+
+
+def test_images_drawn_into_the_same_memory_are_kept_apart(make: MakeGame) -> None:
+    env = make("odd/WithLives-v0", FrameSettings(size=None, stack=2, skip=2, gray=False))
+    first = env.begin(EVERYWHERE)
+    second = env.play(np.zeros(2, dtype=np.int64)).pixels
+    assert counts(first)[0] == [OVER_AT, OVER_AT]
+    assert counts(second)[0] == [OVER_AT, OVER_AT - 1]  # the maximum of the last two, and they get darker
+
+
 def test_actions_that_begin_at_one_are_shifted(make: MakeGame) -> None:
     env = make("odd/FromOne-v0")
     assert env.num_actions == 3
