@@ -149,11 +149,21 @@ def test_lives_are_followed_over_skipped_frames_and_games(make: MakeGame, skip: 
 
 
 def test_images_drawn_into_the_same_memory_are_kept_apart(make: MakeGame) -> None:
-    env = make("odd/WithLives-v0", FrameSettings(size=None, stack=2, skip=2, gray=False))
+    env = make("odd/WithLives-v0", FrameSettings(size=None, stack=2, skip=3, gray=False))
     first = env.begin(EVERYWHERE)
     second = env.play(np.zeros(2, dtype=np.int64)).pixels
     assert counts(first)[0] == [OVER_AT, OVER_AT]
-    assert counts(second)[0] == [OVER_AT, OVER_AT - 1]  # the maximum of the last two, and they get darker
+    assert counts(second)[0] == [OVER_AT, OVER_AT - 2]  # the maximum of the last two of three, which get darker
+    env.begin(EVERYWHERE)
+    assert counts(second)[0] == [OVER_AT, OVER_AT - 2]
+
+
+def test_a_skip_ends_where_a_game_is_truncated(make: MakeGame) -> None:
+    env = make("odd/Limited-v0", FrameSettings(size=None, stack=1, skip=3, gray=False))
+    env.begin(EVERYWHERE)
+    decisions = [env.play(np.zeros(2, dtype=np.int64)) for _ in range(2)]
+    assert [d.reward.tolist() for d in decisions] == [[3.0] * 2, [1.0] * 2]
+    assert decisions[1].truncated.all()
 
 
 def test_actions_that_begin_at_one_are_shifted(make: MakeGame) -> None:
