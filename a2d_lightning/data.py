@@ -163,6 +163,9 @@ class RolloutDataModule(L.LightningDataModule):
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
         self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
+        # an environment that cannot begin or play a game ends the run here, before training starts
+        probe.begin(np.ones(1, dtype=np.bool_))
+        probe.play(np.zeros(1, dtype=np.int64))
         probe.close()
 
     def games(self, num_envs: int, seed: int) -> Games:

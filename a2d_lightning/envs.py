@@ -74,6 +74,8 @@ class _Now:
     pixels: np.ndarray
     game_score: np.ndarray
     lives: np.ndarray
+    decisions_since_seed: np.ndarray
+    """float64 ``[n]``, infinite before the first seed."""
 
 
 class GameEnv(EnvBase):
@@ -120,6 +122,7 @@ class GameEnv(EnvBase):
             np.zeros((num_envs, *self.frame_shape), dtype=np.uint8),
             np.zeros(num_envs, dtype=np.float32),
             np.zeros(num_envs, dtype=np.int64),
+            np.full(num_envs, np.inf),
         )
         self.decisions_per_seed = decisions_per_seed
         self.journal = Journal(num_envs)
@@ -129,7 +132,7 @@ class GameEnv(EnvBase):
     def _set_seed(self, seed: int | None) -> None:
         entropy = np.random.SeedSequence(seed)
         self._seed_streams = [np.random.default_rng(child) for child in entropy.spawn(self.batch_size[0])]
-        self._decisions_since_seed = np.full(self.batch_size[0], np.inf)  # never
+        self._now.decisions_since_seed = np.full(self.batch_size[0], np.inf)
 
     def begin(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> np.ndarray:
         """Begins new games.
@@ -141,22 +144,23 @@ class GameEnv(EnvBase):
         Returns:
             what all games show now, uint8 ``[n, *frame_shape]``.
         """
+        now = self._now
         if seeds is None:
-            due = mask & (self._decisions_since_seed >= self.decisions_per_seed)
-            seeds = np.full(self.batch_size[0], GO_ON)
+            due = mask & (now.decisions_since_seed >= self.decisions_per_seed)
+            seeds = np.full(len(mask), GO_ON)
             for i in np.flatnonzero(due):
                 seeds[i] = self._seed_streams[i].integers(2**31)
         self.journal.reset(mask, seeds)
-        self._decisions_since_seed[mask & (seeds != GO_ON)] = 0
+        now.decisions_since_seed[mask & (seeds != GO_ON)] = 0
         with self.parked or nullcontext(), self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
         # of the others a vector environment need not report anything that holds
-        self._now.pixels = self._now.pixels.copy()
-        self._now.pixels[mask] = pixels[mask]
-        self._now.game_score = np.where(mask, np.float32(0.0), self._now.game_score)
+        now.pixels = now.pixels.copy()
+        now.pixels[mask] = pixels[mask]
+        now.game_score = np.where(mask, np.float32(0.0), now.game_score)
         if "lives" in info:
-            self._now.lives = np.where(mask, info["lives"], self._now.lives)
-        return self._now.pixels
+            now.lives = np.where(mask, info["lives"], now.lives)
+        return now.pixels
 
     def play(self, actions: np.ndarray, frames: np.ndarray | None = None) -> Decision:
         """Plays one decision of each game.
@@ -180,7 +184,7 @@ class GameEnv(EnvBase):
             if frames is not None:
                 np.copyto(frames, self._now.pixels)
             self.journal.step(actions)
-            self._decisions_since_seed += 1
+            self._now.decisions_since_seed += 1
             rewards = reward.astype(np.float32)
             self._now.game_score = self._now.game_score + rewards
             lives = np.array(info["lives"]) if "lives" in info else self._now.lives
@@ -231,6 +235,8 @@ class GameEnv(EnvBase):
         with self.watchdog or nullcontext():
             try:
                 yield
+            except SettingError:
+                raise
             except Exception as error:
                 raise RunFailedError(f"{what} failed: {type(error).__name__}: {error}") from error
 

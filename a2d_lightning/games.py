@@ -86,12 +86,21 @@ def import_game(game: str) -> str:
     if module:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise SettingError(f"data.game: {module!r} of {game!r} cannot be imported ({error}).") from error
+        except Exception as error:  # whatever the user's module does
+            raise SettingError(
+                f"data.game: {module!r} of {game!r} cannot be imported ({type(error).__name__}: {error}); correct the "
+                "name or the module."
+            ) from error
     namespace, slash, _ = env_id.rpartition("/")
     if slash and env_id not in gymnasium.registry:
         for plugin in entry_points(group="gymnasium.envs", name=namespace):
-            plugin.load()()
+            try:
+                plugin.load()()
+            except Exception as error:
+                raise SettingError(
+                    f"data.game: the package that registers {namespace!r} cannot be loaded ({type(error).__name__}: "
+                    f"{error}); reinstall it."
+                ) from error
     if module and env_id not in gymnasium.registry:
         raise SettingError(f"data.game: importing {module!r} registers no environment {env_id!r}.")
     return env_id
@@ -109,7 +118,7 @@ def is_gymnasium_id(game: str) -> bool:
 
 def canonical_game(game: str) -> str:
     """One spelling for each game, so that teachers, architectures and runs can be compared."""
-    return game if is_gymnasium_id(game) else atari_rom(game)
+    return game if is_gymnasium_id(game) else atari_rom(import_game(game))
 
 
 def _squeeze(name: str) -> str:

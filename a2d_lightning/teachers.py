@@ -141,13 +141,18 @@ def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: 
     return FrozenTeacher(agent)
 
 
+def _env_id(game: str) -> str:
+    """Return the game without the module that registers it."""
+    return game.rpartition(":")[2]
+
+
 def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> None:
     """Whether a teacher can teach: same game, actions and stack, frames a whole number of times its own size.
 
     Raises:
         SettingError: it cannot.
     """
-    if card.game != game:
+    if _env_id(card.game) != _env_id(game):
         raise SettingError(
             f"model.teacher: {teacher!r} plays {card.game}, not {game}; train one with `python -m a2d_lightning fit "
             f"--config configs/teacher.yaml --data.game {game}` and name its checkpoint."

@@ -9,6 +9,24 @@ OVER_AT = 6
 """Steps of a game of :class:`Counter`."""
 
 
+MISTAKES: dict[str, dict[str, Any]] = {
+    "Floats": {"shown": np.full((4, 4), 0.5)},
+    "TooSmall": {"shown": np.zeros((4, 1), np.uint8)},
+    "Nothing": {"shown": None},
+    "InitFails": {"where": "init"},
+    "ResetFails": {"where": "reset"},
+    "StepFails": {"where": "step"},
+}
+"""Arguments of environments that their authors should correct, by name."""
+
+TYPES: dict[str, dict[str, Any]] = {
+    "NumpyTypes": {"reward": np.float32(1.0), "flag": np.bool_},
+    "Integers": {"reward": 1, "flag": int},
+    "RewardInArray": {"reward": np.ones(1)},
+}
+"""Arguments of :class:`Returns`, by name."""
+
+
 class Counter(gymnasium.Env):
     """Shows the number of steps since the game began as every pixel's value and ends after :data:`OVER_AT` steps.
 
@@ -72,6 +90,73 @@ class InDict(Counter):
         return {"image": np.full((4, 4), self.count, np.uint8), "direction": 0}
 
 
+class WithLives(Counter):
+    """Loses one of three lives with every second step, and draws every image into the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = np.zeros((4, 4), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        return super().reset(seed=seed)[0], {"lives": 3}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        *rest, _ = super().step(action)
+        return (*rest, {"lives": 3 - self.count // 2})
+
+    def observation(self) -> np.ndarray:
+        self.memory[:] = OVER_AT - self.count
+        return self.memory
+
+
+class Misdeclared(Counter):
+    """Shows images that do not fit its space.
+
+    Args:
+        shown: what it shows.
+    """
+
+    def __init__(self, shown: Any = None) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def observation(self) -> Any:
+        return self.shown
+
+
+class Returns(Counter):
+    """Returns reward and flags of other types than Python's own."""
+
+    def __init__(self, reward: Any = 1.0, flag: Any = bool) -> None:
+        super().__init__()
+        self.reward, self.flag = reward, flag
+
+    def step(self, action: int) -> tuple[Any, Any, Any, Any, dict]:
+        shown, _, terminated, truncated, info = super().step(action)
+        return shown, self.reward, self.flag(terminated), self.flag(truncated), info
+
+
+class Fails(Counter):
+    """Raises an error of two lines where it is told to: ``init``, ``reset`` or ``step``."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.fail("init")
+
+    def fail(self, here: str) -> None:
+        if here == self.where:
+            raise ValueError("no\ndisplay")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.fail("reset")
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        self.fail("step")
+        return super().step(action)
+
+
 class BrighterBy(gymnasium.ObservationWrapper):
     """A user's wrapper: adds ``amount`` to every pixel."""
 
@@ -90,15 +175,37 @@ class TwiceAsBright(gymnasium.ObservationWrapper):
         return observation * np.uint8(2)
 
 
+class TenTimesTheReward(gymnasium.Wrapper):
+    """A user's wrapper that replaces its step when it is made."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+
+        def step(action: int) -> tuple[Any, Any, bool, bool, dict]:
+            shown, reward, terminated, truncated, info = env.step(action)
+            return shown, 10 * float(reward), terminated, truncated, info
+
+        self.step = step  # type: ignore[method-assign, assignment]
+
+
+def no_wrapper(env: gymnasium.Env) -> None:
+    """Return no environment."""
+
+
 def register() -> None:
     """Register the games; can be called twice."""
-    for name, game in (("Counter", Counter), ("NoisyWalk", NoisyWalk), ("InDict", InDict)):
+    for name, game in (("Counter", Counter), ("NoisyWalk", NoisyWalk), ("InDict", InDict), ("WithLives", WithLives)):
         if f"odd/{name}-v0" not in gymnasium.registry:
             gymnasium.register(f"odd/{name}-v0", game)
     if "odd/Endless-v0" not in gymnasium.registry:
         gymnasium.register("odd/Endless-v0", Counter, kwargs={"endless": True})
         gymnasium.register("odd/Limited-v0", Counter, kwargs={"endless": True}, max_episode_steps=4)
         gymnasium.register("odd/FromOne-v0", Counter, kwargs={"first_action": 1})
+        gymnasium.register("odd/CarRacing-v0", Counter)
+        for name, kwargs in MISTAKES.items():
+            gymnasium.register(f"odd/{name}-v0", Misdeclared if "shown" in kwargs else Fails, kwargs=kwargs)
+        for name, kwargs in TYPES.items():
+            gymnasium.register(f"odd/{name}-v0", Returns, kwargs=kwargs)
 
 
 register()

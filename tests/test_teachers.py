@@ -20,6 +20,7 @@ from a2d_lightning.teachers import (
     AgentCard,
     FrozenTeacher,
     bundled_teachers,
+    check_teacher,
     load_teacher,
     load_weights,
     read_agent,
@@ -131,6 +132,12 @@ def test_a_teacher_of_another_game_is_refused(path: Path) -> None:
     line = refusal(path, game="breakout")
     assert "plays pong, not breakout" in line
     assert "--data.game breakout" in line
+
+
+def test_a_game_is_the_same_whichever_module_registers_it() -> None:
+    check_teacher(replace(CARD, game="minatar:Users/Game-v0"), "teacher", "Users/Game-v0", CARD.frame_shape, 6)
+    with pytest.raises(SettingError, match=r"plays .*Game-v1, not Users/Game-v0"):
+        check_teacher(replace(CARD, game="a:Users/Game-v1"), "teacher", "Users/Game-v0", CARD.frame_shape, 6)
 
 
 def test_a_teacher_with_other_actions_is_refused(path: Path) -> None:

@@ -62,6 +62,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
                 f"data.game: {game} has actions {actions}; a2d needs discrete ones. data.wrappers can convert actions."
             )
         self.first_action = int(actions.start)
+        self.game = game
         self.format = image_format(game, observations, frames)
         channels, height, width = self.format.frame_shape
         self.channels = channels
@@ -75,6 +76,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         self._over = np.ones(num_envs, dtype=np.bool_)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._lives: np.ndarray | None = None
+        self._is_checked = False
 
     def reset(  # type: ignore[override]
         self, *, seed: np.ndarray, options: dict[str, Any] | None = None
@@ -91,8 +93,12 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         mask = np.ones(self.num_envs, dtype=np.bool_) if options is None else options["reset_mask"]
         for i in np.flatnonzero(mask).tolist():
             observation, info = self.envs[i].reset(seed=None if seed[i] == GO_ON else int(seed[i]))
-            self._images[i] = observation if self.format.key is None else observation[self.format.key]
+            image = observation if self.format.key is None else observation[self.format.key]
+            if not self._is_checked:
+                self.format.check(self.game, image)
+            self._images[i] = image
             self._note_lives(i, info)
+        self._is_checked = True
         self._over[mask] = False
         self._steps[mask] = 0
         stacked = self._observations.copy()
@@ -110,17 +116,19 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
             observations, rewards float64, terminated, truncated (False for games that were over) and infos.
         """
         reward, ended, cut = [0.0] * self.num_envs, [False] * self.num_envs, [False] * self.num_envs
-        images, playing = self._images, np.flatnonzero(~self._over).tolist()
-        shifted = (actions + self.first_action).tolist()
-        for i in playing:
-            images[i], reward[i], ended[i], cut[i], info = self._step_game[i](shifted[i])
+        images, step_game, playing = self._images, self._step_game, ~self._over
+        env_actions = (actions + self.first_action).tolist()
+        for i in np.flatnonzero(playing).tolist():
+            images[i], reward[i], ended[i], cut[i], info = step_game[i](env_actions[i])
             if info:
                 self._note_lives(i, info)
-        rewards, terminated, truncated = np.array(reward), np.array(ended), np.array(cut)
+        # these types whatever the environments return; an array as a reward is refused
+        rewards = np.fromiter(reward, np.float64, self.num_envs)
+        terminated, truncated = np.array(ended, dtype=np.bool_), np.array(cut, dtype=np.bool_)
         self._steps += 1
         if self.max_steps is not None:
-            truncated |= ~self._over & ~terminated & (self._steps >= self.max_steps)
-        self._observations = self._with_new_frames(~self._over)
+            truncated |= (self._steps >= self.max_steps) & playing & ~terminated
+        self._observations = self._with_new_frames(playing)
         self._over |= terminated | truncated
         return self._observations, rewards, terminated, truncated, self._infos()
 
@@ -158,7 +166,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
 def _step_of(env: gymnasium.Env, key: str | None, skip: int) -> Step:
     """Return the function that plays one decision and observes the image."""
     # wrappers that only pass steps on take a tenth of a cheap step each
-    while isinstance(env, gymnasium.Wrapper) and type(env).step is gymnasium.Wrapper.step:
+    while getattr(env.step, "__func__", None) is gymnasium.Wrapper.step and isinstance(env, gymnasium.Wrapper):
         env = env.env
     step = env.step if key is None else _image_of(env.step, key)
     return step if skip == 1 else _skipping(step, skip)
@@ -205,7 +213,7 @@ def gymnasium_games(
             actions.
     """
     env_id = import_game(game)
-    options = _DISCRETE_OPTION.get(env_id.rpartition("-v")[0].rpartition("/")[2], {})
+    options = _DISCRETE_OPTION.get(env_id.rpartition("-v")[0], {})
     spec = copy.deepcopy(gymnasium.spec(env_id))
     spec.order_enforce = False  # this class resets before it steps, and the check costs a tenth of a cheap step
     layers = [_wrapper(setting) for setting in wrappers]
@@ -213,13 +221,21 @@ def gymnasium_games(
     def make() -> gymnasium.Env:
         try:
             env = gymnasium.make(spec, disable_env_checker=True, **options)
-        except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise SettingError(f"data.game: {game} cannot be made ({type(error).__name__}: {error}).") from error
+        except Exception as error:  # whatever the environment's constructor raises
+            raise SettingError(
+                f"data.game: {game} cannot be made ({type(error).__name__}: {error}); correct the environment or "
+                "choose another."
+            ) from error
         for class_path, wrap in layers:
             try:
                 env = wrap(env)
             except Exception as error:
                 raise SettingError(f"data.wrappers: {class_path} refuses {game} ({error}).") from error
+            if not isinstance(env, gymnasium.Env):
+                raise SettingError(
+                    f"data.wrappers: {class_path} returns {type(env).__name__}, not an environment; name a subclass of "
+                    "gymnasium.Wrapper."
+                )
         return env
 
     return GymnasiumGames(make, game, num_envs, frames, max_env_steps_per_game)
@@ -236,6 +252,9 @@ def _wrapper(setting: WrapperSetting) -> tuple[str, Callable[[gymnasium.Env], gy
     module, _, name = class_path.rpartition(".")
     try:
         wrapper = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SettingError(f"data.wrappers: there is no {class_path} ({error}).") from error
+    except Exception as error:  # whatever the user's module does
+        raise SettingError(
+            f"data.wrappers: there is no {class_path} that can be imported ({type(error).__name__}: {error}); write "
+            "package.Wrapper."
+        ) from error
     return class_path, lambda env: wrapper(env, **init_args)

@@ -50,6 +50,23 @@ class ImageFormat:
             return shape[1], shape[2], shape[0]
         return shape[0], shape[1], shape[2]
 
+    def check(self, game: str, image: np.ndarray) -> None:
+        """Compare an image with its space: NumPy would repeat a smaller one, and cut off the fractions of floats.
+
+        Args:
+            game: the environment's name, for errors.
+            image: of the environment.
+
+        Raises:
+            SettingError: it has another shape, or is of floats in a space of integers or booleans.
+        """
+        shown, space = np.asarray(image), self.space
+        if shown.shape != space.shape or (shown.dtype.kind == "f" and np.dtype(space.dtype).kind != "f"):
+            raise SettingError(
+                f"data.game: {game} shows {shown.dtype} {list(shown.shape)} where its observation space says "
+                f"{space.dtype} {list(space.shape)}; correct one of them, by a wrapper in data.wrappers for instance."
+            )
+
     def frames(self, images: np.ndarray) -> np.ndarray:
         """Convert ``n`` images.
 
@@ -154,7 +171,10 @@ def _check_values(game: str, image: gymnasium.spaces.Box) -> None:
     if image.dtype == np.bool_:
         return
     low, high = image.low, image.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (high > low).all()):
+    with np.errstate(over="ignore"):
+        width = high.astype(np.float32) - low
+    # Gymnasium replaces infinite bounds of integers by the type's own
+    if not (image.is_bounded("both") and np.isfinite(width).all() and (high > low).all()):
         raise SettingError(
             f"data.game: values of {game}'s images lie in [{low.min()}, {high.max()}], which cannot be scaled to "
             "bytes; give finite bounds with a wrapper in data.wrappers (gymnasium.wrappers.RescaleObservation)."

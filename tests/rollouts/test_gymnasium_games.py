@@ -13,8 +13,9 @@ import torch
 from odd_games import OVER_AT
 from torchrl.envs.utils import check_env_specs
 
+from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import GameEnv, make_env
-from a2d_lightning.errors import SettingError
+from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.games import FrameSettings, canonical_game, is_gymnasium_id
 
 AS_IT_IS = FrameSettings(size=None, stack=1, skip=1, gray=False)
@@ -125,6 +126,46 @@ def test_a_game_without_a_limit_of_its_own_is_truncated(make: MakeGame, game: st
     assert ends == list(range(length, 20, length))
 
 
+def test_the_limit_counts_the_steps_of_each_game(make: MakeGame) -> None:
+    env = make("odd/Endless-v0", max_env_steps_per_game=5)
+    env.begin(EVERYWHERE)
+    idle = np.zeros(2, dtype=np.int64)
+    for _ in range(3):
+        env.play(idle)
+    env.begin(np.array([True, False]))
+    ends = [env.play(idle).truncated.tolist() for _ in range(6)]
+    assert ends == [[False, False], [False, True], *[[False, False]] * 2, [True, False], [False, False]]
+
+
+@pytest.mark.parametrize(("skip", "lost"), [(1, [False, True] * 3), (2, [True] * 3), (3, [True, True])])
+def test_lives_are_followed_over_skipped_frames_and_games(make: MakeGame, skip: int, lost: list[bool]) -> None:
+    env = make("odd/WithLives-v0", FrameSettings(size=None, stack=1, skip=skip, gray=False))
+    idle = np.zeros(2, dtype=np.int64)
+    for _ in range(2):
+        env.begin(EVERYWHERE)
+        assert [bool(env.play(idle).life_lost[0]) for _ in lost] == lost
+    env.begin(np.array([False, True]))
+    assert env.play(idle).life_lost.tolist() == [False, skip > 1]
+
+
+def test_images_drawn_into_the_same_memory_are_kept_apart(make: MakeGame) -> None:
+    env = make("odd/WithLives-v0", FrameSettings(size=None, stack=2, skip=3, gray=False))
+    first = env.begin(EVERYWHERE)
+    second = env.play(np.zeros(2, dtype=np.int64)).pixels
+    assert counts(first)[0] == [OVER_AT, OVER_AT]
+    assert counts(second)[0] == [OVER_AT, OVER_AT - 2]  # the maximum of the last two of three, which get darker
+    env.begin(EVERYWHERE)
+    assert counts(second)[0] == [OVER_AT, OVER_AT - 2]
+
+
+def test_a_skip_ends_where_a_game_is_truncated(make: MakeGame) -> None:
+    env = make("odd/Limited-v0", FrameSettings(size=None, stack=1, skip=3, gray=False))
+    env.begin(EVERYWHERE)
+    decisions = [env.play(np.zeros(2, dtype=np.int64)) for _ in range(2)]
+    assert [d.reward.tolist() for d in decisions] == [[3.0] * 2, [1.0] * 2]
+    assert decisions[1].truncated.all()
+
+
 def test_actions_that_begin_at_one_are_shifted(make: MakeGame) -> None:
     env = make("odd/FromOne-v0")
     assert env.num_actions == 3
@@ -148,11 +189,61 @@ def test_the_users_wrappers_are_applied_from_the_innermost(make: MakeGame) -> No
         ("nowhere.Wrapper", "there is no nowhere.Wrapper"),
         ({"class_path": "odd_games.BrighterBy"}, "odd_games.BrighterBy refuses odd/Counter-v0.*amount"),
         ({"path": "odd_games.BrighterBy"}, "is not a class path"),
+        ({"class_path": "odd_games.BrighterBy", "args": {}}, "is not a class path"),
+        (".odd_games.BrighterBy", "there is no .odd_games.BrighterBy"),
+        ("odd_games.no_wrapper", "odd_games.no_wrapper returns NoneType"),
     ],
 )
 def test_a_wrapper_that_cannot_be_applied_is_named(make: MakeGame, wrapper: Any, error: str) -> None:
     with pytest.raises(SettingError, match=f"data.wrappers: .*{error}"):
         make("odd/Counter-v0", wrappers=[wrapper])
+
+
+def test_a_wrapper_that_replaces_its_own_step_is_not_left_out(make: MakeGame) -> None:
+    env = make("odd/Counter-v0", wrappers=["odd_games.TenTimesTheReward"])
+    env.begin(EVERYWHERE)
+    assert env.play(np.zeros(2, dtype=np.int64)).reward.tolist() == [10.0, 10.0]
+
+
+@pytest.mark.parametrize("game", ["odd/NumpyTypes-v0", "odd/Integers-v0"])
+def test_rewards_and_flags_may_have_other_types(make: MakeGame, game: str) -> None:
+    env = make(game, max_env_steps_per_game=OVER_AT)
+    env.begin(EVERYWHERE)
+    for _ in range(OVER_AT):
+        decision = env.play(np.zeros(2, dtype=np.int64))
+    assert decision.game_score.tolist() == [OVER_AT] * 2
+    assert (decision.terminated.tolist(), decision.truncated.tolist()) == ([True] * 2, [False] * 2)
+
+
+def test_a_reward_in_an_array_is_refused(make: MakeGame) -> None:
+    env = make("odd/RewardInArray-v0", num_envs=1)
+    env.begin(EVERYWHERE[:1])
+    with pytest.raises(RunFailedError):
+        env.play(np.zeros(1, dtype=np.int64))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        ("Floats", r"shows float64 \[4, 4\] where its observation space says uint8 \[4, 4\]"),
+        ("TooSmall", r"shows uint8 \[4, 1\] where"),
+        ("Nothing", "shows object"),
+        ("InitFails", "cannot be made .*no\ndisplay"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_named(make: MakeGame, mistake: str, error: str) -> None:
+    with pytest.raises(SettingError, match=f"data.game: odd/{mistake}-v0 {error}"):
+        make(f"odd/{mistake}-v0").begin(EVERYWHERE)
+
+
+@pytest.mark.parametrize("where", ["Reset", "Step"])
+def test_an_environment_that_cannot_play_ends_before_training_starts(where: str) -> None:
+    with pytest.raises(RunFailedError, match=f"data.game: an environment of odd/{where}Fails-v0 .* failed: ValueError"):
+        RolloutDataModule(f"odd/{where}Fails-v0", frames=AS_IT_IS)
+
+
+def test_only_gymnasiums_own_car_racing_is_made_discrete(make: MakeGame) -> None:
+    assert make("odd/CarRacing-v0").num_actions == 3
 
 
 def test_wrappers_are_not_for_atari(make: MakeGame) -> None:
@@ -169,9 +260,16 @@ def test_a_module_that_registers_the_game_is_imported(tmp_path: Path, monkeypatc
     assert canonical_game("users_games:Users-v0") == "users_games:Users-v0"
     with pytest.raises(SettingError, match="importing 'users_games' registers no environment 'Other-v0'"):
         canonical_game("users_games:Other-v0")
-    with pytest.raises(SettingError, match=r"'no_such_module' of .* cannot be imported"):
-        canonical_game("no_such_module:Users-v0")
+    (tmp_path / "broken_games.py").write_text("raise RuntimeError('no display')\n")
+    for module in ("no_such_module", "broken_games", ".users_games"):
+        with pytest.raises(SettingError, match=rf"'{module}' of .* cannot be imported"):
+            canonical_game(f"{module}:Users-v0")
     del sys.modules["users_games"], gymnasium.registry["Users-v0"]
+
+
+def test_an_atari_game_may_name_its_module() -> None:
+    assert canonical_game("ale_py:ALE/Pong-v5") == "pong"
+    assert not is_gymnasium_id("ale_py:ALE/Pong-v5")
 
 
 def test_a_game_of_a_package_that_is_not_installed_is_named() -> None:

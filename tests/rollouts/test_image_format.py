@@ -54,6 +54,7 @@ def test_the_position_of_channels_can_be_given() -> None:
         (Box(0, 1, (2, 2), bool), [False, True], [0, 255]),
         (Box(0, 255, (2, 2), np.uint8), [7, 255], [7, 255]),
         (Box(0, 1, (2, 2), np.uint8), [0, 1], [0, 255]),
+        (Box(155, 255, (2, 2), np.uint8), [155, 255], [0, 255]),
         (Box(-1.0, 1.0, (2, 2), np.float32), [-1.0, 1.0, 0.5], [0, 255, 191]),  # 0.75 * 255 = 191.25
         (Box(0.0, 255.0, (2, 2), np.float64), [3.4, 250.6], [3, 251]),
         (Box(0, 4, (2, 2), np.int64), [1, 4], [64, 255]),  # 63.75
@@ -81,6 +82,15 @@ def test_any_number_of_channels_is_resized_by_area(channels: int) -> None:
     assert np.abs(frames - means).max() <= 0.5
 
 
+def test_an_image_that_is_no_square_becomes_one() -> None:
+    found = image_format("game", bytes_box(6, 12), FrameSettings(size=6))
+    assert found.frames(np.full((2, 6, 12), 7, np.uint8)).tolist() == np.full((2, 1, 6, 6), 7).tolist()
+
+
+def test_floats_may_be_shown_in_a_space_of_floats() -> None:
+    image_format("game", Box(0, 1, (2, 2), np.float32), AS_IT_IS).check("game", np.zeros((2, 2), np.float64))
+
+
 def test_gray_is_the_luminance_and_one_channel_stays() -> None:
     colors = np.eye(3, dtype=np.uint8)[None] * 255  # [1, 3 columns, 3 channels], one row
     found = image_format("game", bytes_box(1, 3, 3), FrameSettings(size=None, channels="last"))
@@ -105,6 +115,9 @@ def test_the_image_of_a_dict_is_found_by_itself_or_by_name() -> None:
     [
         (Box(0, 1, (4,)), AS_IT_IS, r"data\.game: game observes .* needs images"),
         (Box(-np.inf, np.inf, (4, 4)), AS_IT_IS, r"data\.game: .*\[-inf, inf\].*finite bounds"),
+        (Box(0, np.inf, (4, 4), np.int32), AS_IT_IS, r"data\.game: .*\[0, 2147483647\].*finite bounds"),
+        (Box(-3e38, 3e38, (4, 4)), AS_IT_IS, r"data\.game: .*finite bounds"),
+        (bytes_box(6, 6, 4), FrameSettings(size=None), r"data\.frames\.gray: .* 4 channels"),
         (bytes_box(6, 6, 2), FrameSettings(size=None), r"data\.frames\.gray: .* 2 channels"),
         (bytes_box(6, 6, 3), FrameSettings(image_key="image"), r"data\.frames\.image_key: .*not a Dict"),
         (Dict(image=bytes_box(6, 6)), FrameSettings(image_key="picture"), r"data\.frames\.image_key: 'picture' is no"),
