@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from a2d_lightning.studies.judgement import Judgement, Sampled, estimate
 from a2d_lightning.studies.scores import Networks
@@ -153,6 +154,10 @@ def _number(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.2f}"
 
 
+WIDE_RANGE = 3
+"""Costs are drawn on a logarithmic axis where the highest is as many times the lowest."""
+
+
 def draw(judgements: Sequence[Judgement], output: Path) -> None:
     """Write a picture: score against MACs, a panel for each game.
 
@@ -178,7 +183,12 @@ def _panel(axis: Axes, judgement: Judgement) -> None:
     _points(axis, judgement.networks, "o", "tab:blue", "random", 4)
     if judgement.searched is not None:
         _points(axis, judgement.searched, "*", "tab:red", "searched", 13)
-    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    if low > 0 and high > WIDE_RANGE * low:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter(EngFormatter())
     axis.set_title(judgement.game, fontsize=11)
     axis.set_xlabel("MACs a frame")
     axis.set_ylabel("score")
