@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings
+from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings
 from a2d_lightning.normalization import frozen_batch_norm_statistics
 from a2d_lightning.parking import ParkedThreads
 from a2d_lightning.policy import SamplingPolicy
@@ -41,7 +41,7 @@ class Games:
     """Whether torch's threads act for them, and may be in their way."""
     wrappers: tuple[str | dict[str, Any], ...] = ()
     """Around each Gymnasium environment."""
-    max_env_steps_per_game: int = 27_000
+    max_env_steps_per_game: int = MAX_ENV_STEPS_PER_GAME
     """The cap of Gymnasium environments without a limit of their own."""
 
     def build(self) -> "GameEnv":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
 from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings, canonical_game
+from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game
 from a2d_lightning.parking import first_core
 from a2d_lightning.ranks import gathered
 from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
@@ -121,7 +121,7 @@ class RolloutDataModule(L.LightningDataModule):
         env_steps_per_epoch: PositiveInt = 500_000,
         frames: FrameSettings = FrameSettings(),  # noqa: B008 (frozen)
         wrappers: list[str | dict[str, Any]] | None = None,
-        max_env_steps_per_game: PositiveInt = 27_000,
+        max_env_steps_per_game: PositiveInt = MAX_ENV_STEPS_PER_GAME,
         life_loss_terminal: bool = True,
         clip_rewards: bool = True,
         noop_max: PositiveInt = 30,

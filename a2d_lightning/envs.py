@@ -20,7 +20,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedCon
 from torchrl.envs import EnvBase
 
 from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.games import FrameSettings, atari_rom, is_gymnasium_id
+from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, atari_rom, is_gymnasium_id
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.journal import GO_ON, Journal, Reset
 from a2d_lightning.parking import ParkedThreads
@@ -39,9 +39,6 @@ GYMNASIUM_DECISIONS_PER_SEED = 500
 
 ATARI_IMAGE = (210, 160)
 """Height and width of the emulator's own image, pixels."""
-
-MAX_ENV_STEPS_PER_GAME = ATARI_FRAMES_PER_GAME // 4
-"""The Atari cap in decisions of four frames, for games of others without a limit."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from ale_py import roms
 
 from a2d_lightning.errors import SettingError
 
+MAX_ENV_STEPS_PER_GAME = 27_000
+"""Atari's cap of 108,000 frames in decisions of four, for games of others without a limit."""
+
 
 @dataclass(frozen=True)
 class FrameSettings:

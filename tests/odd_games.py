@@ -185,7 +185,7 @@ class TenTimesTheReward(gymnasium.Wrapper):
             shown, reward, terminated, truncated, info = env.step(action)
             return shown, 10 * float(reward), terminated, truncated, info
 
-        self.step = step  # type: ignore[method-assign, assignment]
+        self.step = step
 
 
 def no_wrapper(env: gymnasium.Env) -> None:
@@ -206,6 +206,3 @@ def register() -> None:
             gymnasium.register(f"odd/{name}-v0", Misdeclared if "shown" in kwargs else Fails, kwargs=kwargs)
         for name, kwargs in TYPES.items():
             gymnasium.register(f"odd/{name}-v0", Returns, kwargs=kwargs)
-
-
-register()

@@ -34,7 +34,7 @@ def stage_args(stage: str, architecture: Path) -> list[str]:
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_every_overlay_stacks_on_every_stage(stage, overlay, monkeypatch, tmp_path, small_architecture):
     if overlay.stem == "minatar":
-        pytest.importorskip("minatar")
+        pytest.importorskip("minatar", reason="GPL, an extra that is not installed by default")
     args = [*stage_args(stage, small_architecture), "--config", str(overlay), *ON_THIS_MACHINE]
     cli = instantiated(monkeypatch, tmp_path, *args)
     asked = yaml.safe_load(overlay.read_text()).get("data", {})

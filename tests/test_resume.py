@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-import odd_games  # noqa: F401 (registers its games)
+import odd_games
 import pytest
 import torch
 from toy_game import CATCH, register
@@ -14,6 +14,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from callbacks.run_checkpoint import RunCheckpoint
 
 register()
+odd_games.register()
 CONFIGS = Path(__file__).parent.parent / "configs"
 ROLLOUT = 20
 """4 environments x 5 steps in the smoke overlay."""

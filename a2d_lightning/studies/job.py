@@ -96,7 +96,7 @@ def _arguments(path: Path) -> tuple[str, ...]:
 
 
 def _difference(earlier: Sequence[str], now: Sequence[str]) -> str:
-    """Describe what was removed and what was added, a few words of each, values with their options."""
+    """Describe the difference of two argument lists by their first few removed and added options."""
     removed, added = (
         [word for word in _words(a) if word not in _words(b)] for a, b in ((earlier, now), (now, earlier))
     )

@@ -25,7 +25,7 @@ PRELOADED = [
 None of them may start a thread: threads do not survive a fork."""
 
 GRACE_SECONDS = 11.0
-"""Time that jobs get to save and to exit after a signal; those that still run then are killed."""
+"""Seconds from a signal to SIGKILL, in which jobs save their state and exit."""
 
 
 def start_process(job: Job) -> BaseProcess:
@@ -46,7 +46,7 @@ def start_process(job: Job) -> BaseProcess:
 
 
 def stop_processes(processes: Sequence[BaseProcess]) -> None:
-    """Ask processes to save and to exit, wait for them, and kill those that take longer than the grace period."""
+    """Send SIGTERM to processes, wait for the grace period, and kill the remaining ones."""
     began = asked = time.monotonic()
     for process in processes:
         process.terminate()

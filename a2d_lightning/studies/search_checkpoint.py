@@ -135,10 +135,9 @@ class InheritedScores:
         return float(scores.mean())
 
     def _data(self) -> RolloutDataModule:
-        settings = dict(self.config["data"])
-        names = ("game", "life_loss_terminal", "noop_max", "num_env_threads", "env_timeout_seconds")
-        kept: dict[str, Any] = {name: settings[name] for name in names if name in settings}
-        return RolloutDataModule(frames=FrameSettings(**settings["frames"]), **kept)
+        # all settings of the games, those of later releases as well; where rollouts were collected does not matter
+        settings = {name: value for name, value in self.config["data"].items() if name not in ("frames", "collection")}
+        return RolloutDataModule(frames=FrameSettings(**self.config["data"]["frames"]), **settings)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from odd_games import OVER_AT
+from odd_games import OVER_AT, register
 from torchrl.envs.utils import check_env_specs
 
 from a2d_lightning.data import RolloutDataModule
@@ -18,6 +18,7 @@ from a2d_lightning.envs import GameEnv, make_env
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.games import FrameSettings, canonical_game, is_gymnasium_id
 
+register()
 AS_IT_IS = FrameSettings(size=None, stack=1, skip=1, gray=False)
 EVERYWHERE = np.ones(2, dtype=bool)
 MakeGame = Callable[..., GameEnv]
@@ -171,7 +172,7 @@ def test_actions_that_begin_at_one_are_shifted(make: MakeGame) -> None:
     assert env.num_actions == 3
     env.begin(EVERYWHERE)
     env.play(np.array([0, 2]))
-    assert [game.unwrapped.actions for game in env.vector.envs] == [[1], [3]]  # type: ignore[attr-defined]
+    assert [game.unwrapped.actions for game in env.vector.envs] == [[1], [3]]
 
 
 def test_the_users_wrappers_are_applied_from_the_innermost(make: MakeGame) -> None:
@@ -328,7 +329,7 @@ MINATAR_CHANNELS = {"Asterix": 4, "Breakout": 4, "Freeway": 7, "Seaquest": 10, "
 
 @pytest.mark.parametrize("game", MINATAR_CHANNELS)
 def test_minatar_is_observed_as_it_is_and_restored(make: MakeGame, game: str) -> None:
-    pytest.importorskip("minatar")
+    pytest.importorskip("minatar", reason="GPL, an extra that is not installed by default")
     name = f"MinAtar/{game}-v1"
     wrappers = ["a2d_lightning.rollouts.minatar.ResetStickyAction"]
     env = make(name, num_envs=4, wrappers=wrappers)
@@ -336,7 +337,7 @@ def test_minatar_is_observed_as_it_is_and_restored(make: MakeGame, game: str) ->
     pixels = env.begin(np.ones(4, dtype=bool))
     actions = np.random.default_rng(0).integers(0, env.num_actions, (300, 4))
     for action in actions[:200]:
-        state = [inner.unwrapped.game.state() for inner in env.vector.envs]  # type: ignore[attr-defined]
+        state = [inner.unwrapped.game.state() for inner in env.vector.envs]
         assert np.array_equal(pixels, 255 * np.stack(state).transpose(0, 3, 1, 2).astype(np.uint8))
         decision = env.play(action)
         pixels = env.begin(decision.done) if decision.done.any() else decision.pixels
@@ -354,7 +355,7 @@ def test_minatar_is_observed_as_it_is_and_restored(make: MakeGame, game: str) ->
 
 
 def test_minigrid_has_its_image_in_a_dict(make: MakeGame) -> None:
-    pytest.importorskip("minigrid")
+    pytest.importorskip("minigrid", reason="an extra that is not installed by default")
     env = make("minigrid:MiniGrid-Empty-5x5-v0")
     assert env.frame_shape == (3, 7, 7)
     assert env.num_actions == 7

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import yaml
 from synthetic import NAMES, PLAN, SHAPE, save_bank, save_search
 from toy_game import CATCH
 
@@ -122,6 +123,16 @@ def test_inherited_scores_play_the_supernets_operators(tmp_path):
     torch.testing.assert_close(logits, expected)
     assert -1 <= scores.score(("conv_k3", "skip")) <= 1
     assert scores.score(("conv_k3", "skip")) == scores.score(("conv_k3", "skip"))
+
+
+def test_inherited_weights_play_the_games_of_the_search(tmp_path):
+    folder = save_search(tmp_path / "s", ALPHA)
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    content["data"] |= {"wrappers": ["odd_games.TwiceAsBright"], "max_env_steps_per_game": 7, "seed": 3}
+    content["data"]["collection"] = {"class_path": "a2d_lightning.ray_collection.RayCollection"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    data = InheritedScores(Search.read(str(folder)), 3)._data()
+    assert (data.wrappers, data.max_env_steps_per_game, data.seed) == (("odd_games.TwiceAsBright",), 7, 3)
 
 
 def test_judging_by_inherited_weights(tmp_path, capsys):

@@ -110,7 +110,6 @@ def test_a_killed_study_leaves_no_process_and_resumes_to_the_same_metrics(kill, 
 
 @pytest.mark.slow
 def test_a_study_on_a_cluster_stops_and_resumes(tmp_path):
-    pytest.importorskip("ray")
     process = start(tmp_path, 2, seconds=0.5, address="local")
     wait_until_all_train(tmp_path, 1, process)
     process.send_signal(signal.SIGTERM)
