@@ -4,17 +4,13 @@ from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor
 
-from a2d_lightning.checkpoints import newest_good
 from a2d_lightning.errors import SettingError
 from a2d_lightning.nas.derivation import Argmax, Derivation, MaxAlphaUnderMacs
-from a2d_lightning.search_space import Architecture, Plan
-from a2d_lightning.supernet import OPERATOR_NAMES, Supernet
-from a2d_lightning.teachers import AgentCard, read_agent
-
-ALPHA = "backbone.alpha_logits"
-"""Name of alpha among the weights of a searched agent."""
+from a2d_lightning.nas.search_result import SearchResult
+from a2d_lightning.search_space import Architecture
+from a2d_lightning.supernet import Supernet
+from a2d_lightning.teachers import AgentCard
 
 
 def derive(args: list[str]) -> None:
@@ -29,12 +25,10 @@ def derive(args: list[str]) -> None:
     parser.add_argument("--output", type=str, required=True, help="folder of the JSON files")
     settings = parser.parse_args(args)
     targets = [None] if settings.target_macs is None else _limits(settings.target_macs)
-    source, output = _checkpoint(settings["from"]), Path(settings.output)
-    card, weights = read_agent(source)
-    supernet = _supernet(card, weights, source)
-    derived = [
-        _derived(supernet, card, target) for target in targets
-    ]  # all limits are checked before a file is written
+    search, output = SearchResult.read(settings["from"], "--from"), Path(settings.output)
+    supernet = _supernet(search)
+    # all limits are checked before a file is written
+    derived = [_derived(supernet, search.card, target) for target in targets]
     rows = [("limit", "MACs", "log alpha", "operators")]
     for target, architecture in zip(targets, derived, strict=True):
         name = "argmax" if target is None else f"macs-{target}"
@@ -43,20 +37,12 @@ def derive(args: list[str]) -> None:
         except OSError as error:
             raise SettingError(f"--output: {str(output)!r} cannot be written ({error.strerror}).") from error
         limit = "none" if target is None else f"{target:,}"
-        total = f"{log_probability(supernet, architecture):.4f}"
-        rows.append((limit, f"{architecture.macs:,}", total, " ".join(architecture.operators)))
-    print(f"{output}: {len(derived)} of {source}")
+        (log_probability,) = search.rate([architecture.operators])
+        rows.append((limit, f"{architecture.macs:,}", f"{log_probability:.4f}", " ".join(architecture.operators)))
+    print(f"{output}: {len(derived)} of {search.path}")
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for *numbers, operators in rows:
         print("  ".join([*(text.rjust(width) for text, width in zip(numbers, widths, strict=True)), operators]))
-
-
-@torch.no_grad()
-def log_probability(supernet: Supernet, architecture: Architecture) -> float:
-    """Sum log alpha of the architecture's operators over the cells."""
-    log_alpha = supernet.alpha_logits.double().log_softmax(-1)  # [cells, operators]
-    chosen = torch.tensor([OPERATOR_NAMES.index(name) for name in architecture.operators])
-    return float(log_alpha.gather(1, chosen[:, None]).sum())
 
 
 def _limits(given: str) -> list[int]:
@@ -70,34 +56,11 @@ def _limits(given: str) -> list[int]:
     return list(dict.fromkeys(limits))
 
 
-def _checkpoint(given: str) -> Path:
-    """Find the checkpoint: ``given`` itself, or the newest intact one of the run in that folder."""
-    path = Path(given)
-    if path.is_dir():
-        newest = newest_good(path / "checkpoints")
-        if newest is None:
-            raise SettingError(f"--from: {given!r} holds no checkpoint; name the run folder of a search.")
-        return newest
-    if not path.is_file():
-        raise SettingError(f"--from: there is no checkpoint {given!r}; name one of a search, or its run folder.")
-    return path
-
-
-def _supernet(card: AgentCard, weights: dict[str, Tensor], source: Path) -> Supernet:
-    """Build the supernet that the checkpoint's card describes, with its alpha and fresh weights."""
-    content = (card.architecture or {}).get("plan")
-    if card.network != "supernet" or ALPHA not in weights or not isinstance(content, dict):
-        raise SettingError(f"--from: {source} is a checkpoint of network {card.network!r}; take one of a search.")
-    plan = Plan(tuple(content.get("cells_per_group", ())), tuple(content.get("channels", ())))
-    supernet = Supernet(plan, card.frame_shape)
-    alpha = weights[ALPHA]
-    if alpha.shape != supernet.alpha_logits.shape:
-        raise SettingError(
-            f"--from: alpha of {source} is {list(alpha.shape)}, its plan and this release's operators need "
-            f"{list(supernet.alpha_logits.shape)}; take another."
-        )
+def _supernet(search: SearchResult) -> Supernet:
+    """Build the search's supernet, with its alpha and fresh weights."""
+    supernet = Supernet(search.plan, search.card.frame_shape)
     with torch.no_grad():
-        supernet.alpha_logits.copy_(alpha)
+        supernet.alpha_logits.copy_(torch.from_numpy(search.log_alpha))
     return supernet
 
 

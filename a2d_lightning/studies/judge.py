@@ -10,11 +10,12 @@ from jsonargparse import ArgumentParser
 from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.errors import SettingError
 from a2d_lightning.interruption import INTERRUPTION
+from a2d_lightning.nas.search_result import SearchResult
 from a2d_lightning.studies.bank import plan_text
+from a2d_lightning.studies.inherited_scores import InheritedScores
 from a2d_lightning.studies.judge_report import draw, to_json, to_markdown
 from a2d_lightning.studies.judgement import judge_game
 from a2d_lightning.studies.scores import Networks, last_common_env_steps, networks_of, read_tables
-from a2d_lightning.studies.search_checkpoint import InheritedScores, Search
 from a2d_lightning.studies.statistics import Array
 
 FEWEST_NETWORKS = 3
@@ -48,7 +49,7 @@ def judge(args: list[str]) -> None:
     searched_rows += [row for row in bank_rows if row.origin == "searched" and not settings.searched]
     bank_rows = [row for row in bank_rows if row.origin not in ("searched", "hand-made")]
     env_steps = settings.env_steps or last_common_env_steps([*bank_rows, *searched_rows])
-    searches = [Search.read(source) for source in settings.search]
+    searches = [SearchResult.read(source, "--search") for source in settings.search]
     _check_names(searches)
     judgements = []
     for game in sorted({row.game for row in bank_rows}):
@@ -80,14 +81,14 @@ def judge(args: list[str]) -> None:
     print(f"{output / 'judge.json'}, judge.md, judge.png")
 
 
-def _check_names(searches: Sequence[Search]) -> None:
+def _check_names(searches: Sequence[SearchResult]) -> None:
     names = [search.name for search in searches]
     for name in names:
         if names.count(name) > 1:
             raise SettingError(f"--search: two searches are called {name}; rename a folder.")
 
 
-def _check_plan(search: Search, bank: Networks) -> None:
+def _check_plan(search: SearchResult, bank: Networks) -> None:
     plan = plan_text(search.plan)
     for name, other in zip(bank.names, bank.plans, strict=True):
         if other != plan:
@@ -97,7 +98,7 @@ def _check_plan(search: Search, bank: Networks) -> None:
             )
 
 
-def _inherited(search: Search, bank: Networks, games: int) -> Array | None:
+def _inherited(search: SearchResult, bank: Networks, games: int) -> Array | None:
     if games == 0:
         return None
     scores = InheritedScores(search, games)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
+from a2d_lightning.nas.search_result import SearchResult
 from a2d_lightning.studies.scores import Networks
-from a2d_lightning.studies.search_checkpoint import Search
 from a2d_lightning.studies.statistics import (
     Array,
     Estimate,
@@ -101,7 +101,7 @@ class Judgement:
 def judge_game(
     game: str,
     bank: Networks,
-    searches: Sequence[Search],
+    searches: Sequence[SearchResult],
     inherited: dict[str, Array],
     searched: Networks | None = None,
     target_macs: float | None = None,

@@ -11,10 +11,11 @@ from synthetic import NAMES, PLAN, SHAPE, save_bank, save_search
 from toy_game import CATCH
 
 from a2d_lightning.errors import SettingError
+from a2d_lightning.nas.search_result import SearchResult
+from a2d_lightning.studies.inherited_scores import InheritedScores
 from a2d_lightning.studies.judge import judge
 from a2d_lightning.studies.judgement import agreement, equal_cost
 from a2d_lightning.studies.scores import Networks, last_common_env_steps, networks_of, read_tables
-from a2d_lightning.studies.search_checkpoint import InheritedScores, Search
 
 RNG = np.random.default_rng(7)
 ALPHA = RNG.normal(size=(2, 9))
@@ -105,7 +106,7 @@ def test_means_over_games(tmp_path):
 
 def test_inherited_scores_play_the_supernets_operators(tmp_path):
     folder = save_search(tmp_path / "s", ALPHA)
-    scores = InheritedScores(Search.read(str(folder)), 3)
+    scores = InheritedScores(SearchResult.read(str(folder), "--search"), 3)
     agent = scores.derived(("conv_k3", "skip"))
     own = scores.supernet.layers_of(("conv_k3", "skip"))
     frames = torch.randint(256, (4, *SHAPE), dtype=torch.uint8)
@@ -131,7 +132,7 @@ def test_inherited_weights_play_the_games_of_the_search(tmp_path):
     content["data"] |= {"wrappers": ["odd_games.TwiceAsBright"], "max_env_steps_per_game": 7, "seed": 3}
     content["data"]["collection"] = {"class_path": "a2d_lightning.ray_collection.RayCollection"}
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    data = InheritedScores(Search.read(str(folder)), 3)._data()
+    data = InheritedScores(SearchResult.read(str(folder), "--search"), 3)._data()
     assert (data.wrappers, data.max_env_steps_per_game, data.seed) == (("odd_games.TwiceAsBright",), 7, 3)
 
 
@@ -154,7 +155,7 @@ def test_agreement_by_hand():
 
 
 def test_rating_is_the_sum_of_log_alpha(tmp_path):
-    search = Search.read(str(save_search(tmp_path / "s", ALPHA) / "checkpoints" / "last.ckpt"))
+    search = SearchResult.read(str(save_search(tmp_path / "s", ALPHA) / "checkpoints" / "last.ckpt"), "--search")
     assert search.plan == PLAN
     expected = TRUE - np.log(np.exp(ALPHA).sum(1)).sum()
     np.testing.assert_allclose(search.rate(OPERATORS), expected, atol=1e-5)

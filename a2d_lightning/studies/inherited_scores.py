@@ -1,79 +1,24 @@
-"""A search's checkpoint as a predictor: log alpha, and the supernet whose weights a network inherits."""
+"""A search's supernet as a predictor: scores of networks that inherit its weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
 from torch import Tensor
 
-from a2d_lightning.checkpoints import LAST, newest_good
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import SettingError
 from a2d_lightning.evaluation import play_games
 from a2d_lightning.games import FrameSettings
+from a2d_lightning.nas.search_result import SearchResult
 from a2d_lightning.networks import ActorCritic
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
 from a2d_lightning.policy import choose
-from a2d_lightning.search_space import OPERATORS, Architecture, Plan
-from a2d_lightning.studies.statistics import Array
+from a2d_lightning.search_space import Architecture
 from a2d_lightning.supernet import Supernet, inherit_weights
-from a2d_lightning.teachers import AgentCard, read_agent
-
-NAMES = tuple(OPERATORS)
-ALPHA = "backbone.alpha_logits"
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a search has learned."""
-
-    name: str
-    """Folder of the run."""
-    path: Path
-    """Of the checkpoint."""
-    card: AgentCard
-    plan: Plan
-    log_alpha: Array
-    """float64 ``[cells, operators]``."""
-
-    @staticmethod
-    def read(source: str) -> "Search":
-        """Read a run's newest checkpoint, or a checkpoint file.
-
-        Raises:
-            SettingError: there is none, it is damaged, or not a search's.
-        """
-        given = Path(source)
-        path = newest_good(given / "checkpoints") if given.is_dir() else given
-        if path is None or not path.is_file():
-            raise SettingError(f"--search: {source!r} holds no checkpoint; name the run of a search, or a .ckpt file.")
-        card, weights = read_agent(path)
-        plan = (card.architecture or {}).get("plan")
-        if ALPHA not in weights or not isinstance(plan, dict):
-            raise SettingError(f"--search: {str(path)!r} is a checkpoint of a {card.network}, not of a search.")
-        log_alpha = torch.log_softmax(weights[ALPHA].double(), dim=-1).numpy()
-        run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        name = run_dir.name if path.stem == LAST else f"{run_dir.name}/{path.stem}"
-        plan = Plan(tuple(plan["cells_per_group"]), tuple(plan["channels"]))
-        return Search(name, path, card, plan, log_alpha)
-
-    def operators(self) -> tuple[str, ...]:
-        """Return the operators of the network that the search derives."""
-        return tuple(NAMES[i] for i in self.log_alpha.argmax(-1))
-
-    def rate(self, operators: Sequence[Sequence[str]]) -> Array:
-        """Return the sum over cells of log alpha for each network, float64 ``[networks]``.
-
-        Args:
-            operators: of each network, a name a cell.
-        """
-        choices = np.array([[NAMES.index(name) for name in network] for network in operators])  # [networks, cells]
-        rating: Array = self.log_alpha[np.arange(len(self.log_alpha)), choices].sum(-1)
-        return rating
+from a2d_lightning.teachers import read_agent
 
 
 class InheritedScores:
@@ -87,7 +32,7 @@ class InheritedScores:
         SettingError: the folder lacks its configuration.
     """
 
-    def __init__(self, search: Search, games: int) -> None:
+    def __init__(self, search: SearchResult, games: int) -> None:
         self.search = search
         self.games = games
         self.config = _config(search.path)
