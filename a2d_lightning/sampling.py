@@ -55,7 +55,7 @@ class Sampling(ABC):
         Args:
             operators: O_i^l.
             x: A_l, ``[B, in, h, w]``.
-            weights: of :meth:`weights`, ``[operators]``.
+            weights: of :meth:`weights`, ``[operators]``, or ``[B, operators]`` of one draw per frame.
             ranking: the cell's.
         """
 

@@ -87,6 +87,28 @@ class Student(nn.Module):
                 return functional_call(self.agent, self.replaced, (pixels,))
 
 
+class PerFrameStudent(Student):
+    """The agent under a new draw for each frame where gradients are recorded, and as it acted where they are not.
+
+    Args:
+        search: whose agent and generator of draws.
+        draw: of the rollout.
+    """
+
+    def __init__(self, search: Search, draw: Draw) -> None:
+        super().__init__(search, draw)
+        self.generator = search.gumbel_generator
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As the agent's."""
+        if not torch.is_grad_enabled():
+            return super().forward(pixels)
+        gumbel = self.supernet.new_gumbel(self.generator, len(pixels))
+        with self.supernet.under(Draw(gumbel, self.draw.tau, self.draw.ranking)):
+            logits, value = self.agent(pixels)
+        return logits, value
+
+
 class SearchScheme(ABC):
     """How rollouts become steps of theta and alpha."""
 
@@ -105,33 +127,27 @@ class OneLevel(SearchScheme):
     """
 
     rollouts_per_update = 1
+    student: type[Student] = Student
 
     def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
         """See :class:`SearchScheme`."""
         (drawn,) = rollouts
         metrics: Metrics = {}
-        for total, found in search.losses(drawn.rollout, Student(search, drawn.draw)):
+        for total, found in search.losses(drawn.rollout, self.student(search, drawn.draw)):
             metrics |= found | search.step_both(total)
         return metrics
 
 
-class OneLevelRedrawn(OneLevel):
-    """Eq. 9 with a new Gumbel draw for each minibatch after the first, for algorithms with several updates a rollout.
+class OneLevelPerFrame(OneLevel):
+    """Eq. 9 with a Gumbel draw of its own for each frame that is learned from. Not of the paper.
 
-    A rollout has one draw to act by, and all updates under it give alpha nearly the same gradient: the number of draws,
-    not of updates, averages out the noise of g. Under another draw the policy is another one, which PPO's ratio to the
-    policy that acted accounts for. Not of the paper.
+    One draw mixes the operators alike for all frames of an update. At least half of the noise in alpha's gradient then
+    comes from the draw, and no number of frames averages it out (docs/minatar.md). With a draw for each frame this part
+    falls with the number of frames. The policy that acts keeps one draw a rollout, and so do its advantages.
+    PPO's ratio accounts for the difference. Needs :class:`~a2d_lightning.sampling.SoftSum`.
     """
 
-    def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
-        """See :class:`SearchScheme`."""
-        (drawn,) = rollouts
-        student = Student(search, drawn.draw)
-        metrics: Metrics = {}
-        for total, found in search.losses(drawn.rollout, student):
-            metrics |= found | search.step_both(total)
-            student.draw = search.supernet.new_draw(search.gumbel_generator)  # of the next minibatch's forward
-        return metrics
+    student = PerFrameStudent
 
 
 class BiLevel(SearchScheme):

@@ -31,7 +31,7 @@ class MixedCell(nn.Module):
 class Draw:
     """What a rollout was acted under, to update on it under the same."""
 
-    gumbel: Tensor  # g, float [cells, operators]
+    gumbel: Tensor  # g, float [cells, operators], or [B, cells, operators] of one draw per frame
     tau: Tensor  # scalar
     ranking: Tensor  # int64 [cells, operators], operators by falling log alpha + g as alpha was then
 
@@ -97,7 +97,7 @@ class Supernet(nn.Module):
         weights, ranking = self.weights(), self.current_ranking().tolist()
         first = next(position for position, layer in enumerate(self.body) if isinstance(layer, MixedCell))
         x = self.body[:first](frames)
-        for cell, its_weights, its_ranking in zip(self.cells, weights, ranking, strict=True):
+        for cell, its_weights, its_ranking in zip(self.cells, weights.unbind(-2), ranking, strict=True):
             x = self._mixed(cell, x, its_weights, its_ranking)
         features: Tensor = self.body[first + len(ranking) :](x)
         return features
@@ -117,11 +117,14 @@ class Supernet(nn.Module):
         )
 
     def weights(self) -> Tensor:
-        """The weights of the operators' outputs under the current draw, float ``[cells, operators]``."""
+        """The weights of the operators' outputs under the current draw, of the shape of :meth:`mixture`."""
         return self.sampling.weights(self.mixture(), self.current_ranking())
 
     def mixture(self) -> Tensor:
-        """Eq. 11: y = GS(alpha) = softmax((log alpha + g) / tau), float ``[cells, operators]``, differentiable."""
+        """Eq. 11: y = GS(alpha) = softmax((log alpha + g) / tau), differentiable.
+
+        Float ``[cells, operators]``, or ``[B, cells, operators]`` under a draw for each frame.
+        """
         noise = self.gumbel if self.training else torch.zeros_like(self.gumbel)
         return F.softmax((self.log_alpha() + noise) / self.tau, dim=-1)
 
@@ -143,18 +146,14 @@ class Supernet(nn.Module):
         Args:
             generator: on the CPU and seeded alike on all ranks, so that they mix alike.
         """
-        drawn = self.new_draw(generator)
-        self.gumbel.copy_(drawn.gumbel)
-        self.ranking.copy_(drawn.ranking)
+        self.gumbel.copy_(self.new_gumbel(generator))
+        self.ranking.copy_((self.alpha_logits + self.gumbel).argsort(dim=-1, descending=True, stable=True))
 
-    @torch.no_grad()
-    def new_draw(self, generator: torch.Generator) -> Draw:
-        """Return another draw, as :meth:`draw` makes it, and leave the current one."""
-        uniform = torch.rand(self.gumbel.shape, generator=generator, dtype=torch.float64)
+    def new_gumbel(self, generator: torch.Generator, *frames: int) -> Tensor:
+        """Sample g ~ Gumbel(0, 1), float ``[*frames, cells, operators]``."""
+        uniform = torch.rand(*frames, *self.alpha_logits.shape, generator=generator, dtype=torch.float64)
         gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12)))
-        gumbel = gumbel.to(self.gumbel.device, self.gumbel.dtype)
-        ranking = (self.alpha_logits + gumbel).argsort(dim=-1, descending=True, stable=True)
-        return Draw(gumbel, self.tau.clone(), ranking)
+        return gumbel.to(self.alpha_logits.device, self.alpha_logits.dtype)
 
     def current_draw(self) -> Draw:
         """The draw as it is now."""

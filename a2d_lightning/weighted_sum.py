@@ -13,12 +13,13 @@ def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     """sum_i y_i O_i, one kernel for float32 on CPUs where there is one (:mod:`a2d_lightning.native`).
 
     Args:
-        weights: y, ``[terms]``.
+        weights: y, ``[terms]``, or ``[B, terms]`` for one mixture per frame.
         terms: O_i, of one shape.
     """
     first = terms[0]
     fits = (
-        first.device.type == "cpu"
+        weights.ndim == 1
+        and first.device.type == "cpu"
         and weights.dtype == torch.float32
         and all(type(term) is Tensor and term.dtype == torch.float32 for term in terms)
         and first.is_contiguous(memory_format=torch.channels_last)
@@ -35,8 +36,9 @@ def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
 
 
 def _term_by_term(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    out = weights[0] * terms[0]
-    for weight, term in zip(weights[1:], terms[1:], strict=True):
+    first, *others = weights.unbind(-1) if weights.ndim == 1 else weights[..., None, None, None].unbind(1)
+    out = first * terms[0]
+    for weight, term in zip(others, terms[1:], strict=True):
         # addcmul spares the full-size product that a sum of products would write and read again
         out = torch.addcmul(out, weight, term)
     return out

@@ -17,12 +17,13 @@ from a2d_lightning.schemes import (
     DrawnRollout,
     Metrics,
     OneLevel,
-    OneLevelRedrawn,
+    OneLevelPerFrame,
     SearchScheme,
+    Student,
     UnrolledBiLevel,
 )
 from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import Draw, Supernet
+from a2d_lightning.supernet import Draw, MixedCell, Supernet
 
 FRAME = (2, 9, 9)
 ALPHA = "backbone.alpha_logits"
@@ -136,7 +137,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **toleran
 
 SCHEMES = [
     (OneLevel(), [SECOND]),
-    (OneLevelRedrawn(), [SECOND]),
+    (OneLevelPerFrame(), [SECOND]),
     (BiLevel(), [FIRST, SECOND]),
     (UnrolledBiLevel(0.05), [FIRST, SECOND]),
 ]
@@ -170,22 +171,45 @@ def test_one_level_steps_both_from_one_and_the_same_rollout() -> None:
     torch.testing.assert_close(metrics, {"loss": total.detach(), "stepped_both": 1.0})
 
 
-def test_redrawn_one_level_updates_on_each_later_minibatch_under_a_draw_of_its_own() -> None:
-    search = ToySearch(smooth_agent(TopK(2)))
+def mixed_by_hand(agent: ActorCritic, pixels: Tensor, gumbel: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 10 with y of its own for each frame: gumbel is ``[B, cells, operators]``."""
+    supernet = agent.backbone
+    y = ((supernet.alpha_logits.log_softmax(-1) + gumbel) / tau).softmax(-1)
+    x, cell = pixels / 255, 0
+    for layer in supernet.body:
+        if isinstance(layer, MixedCell):
+            outputs = torch.stack([operator(x) for operator in layer.operators], dim=1)  # [B, operators, c, h, w]
+            x = torch.einsum("bo,bochw->bchw", y[:, cell], outputs)
+            cell += 1
+        else:
+            x = layer(x)
+    return agent.actor(x), agent.critic(x).squeeze(-1)
+
+
+def test_per_frame_one_level_learns_under_a_draw_for_each_frame() -> None:
+    search = ToySearch(smooth_agent())
     agent = copy.deepcopy(search.agent)
-    OneLevelRedrawn().learn(search, [SECOND])
+    OneLevelPerFrame().learn(search, [SECOND])
     assert [kind for kind, *_ in search.stepped] == ["both", "both"]
     generator = torch.Generator().manual_seed(3)
-    draw = SECOND.draw
-    for minibatch, (_, _, found) in enumerate(search.stepped):
-        expected = gradients(loss_by_hand(agent, DrawnRollout(SECOND.rollout, draw), minibatch), agent)
+    for (_, _, found), part in zip(search.stepped, SECOND.rollout.split(4), strict=True):
+        uniform = torch.rand(4, 2, 9, generator=generator, dtype=torch.float64)
+        gumbel = -(-uniform.log()).log()
+        logits, value = mixed_by_hand(agent, part["pixels"], gumbel, SECOND.draw.tau)
+        loss = ((logits - part["logits"]) ** 2).mean() + ((value - part["value"]) ** 2).mean()
+        expected = gradients(loss, agent)
         assert_same(found, expected)
         descend(agent, "both", expected)
-        uniform = torch.rand(2, 9, generator=generator, dtype=torch.float64)
-        gumbel = -(-uniform.log()).log()
-        # a new draw samples by alpha as the step before has left it, at the supernet's own tau
-        ranking = (agent.backbone.alpha_logits.detach() + gumbel).argsort(-1, descending=True)
-        draw = Draw(gumbel, search.supernet.tau.double(), ranking)
+
+
+def test_per_frame_one_level_is_asked_as_it_acted() -> None:
+    """PPO's advantages and ratios are of the policy that acted, which had one draw."""
+    search = ToySearch(smooth_agent())
+    with torch.no_grad():
+        asked = OneLevelPerFrame.student(search, SECOND.draw)(SECOND.rollout["pixels"])
+        acted = Student(search, SECOND.draw)(SECOND.rollout["pixels"])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(asked, acted, strict=True))
+    assert torch.equal(search.gumbel_generator.get_state(), torch.Generator().manual_seed(3).get_state())
 
 
 @pytest.mark.parametrize("sampling", [None, TopK(2)], ids=["SoftSum", "TopK"])

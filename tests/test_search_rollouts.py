@@ -13,7 +13,15 @@ from a2d_lightning.envs import FrameSettings
 from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.sampling import TopK
-from a2d_lightning.schemes import BiLevel, DrawnRollout, Metrics, OneLevel, SearchScheme, UnrolledBiLevel
+from a2d_lightning.schemes import (
+    BiLevel,
+    DrawnRollout,
+    Metrics,
+    OneLevel,
+    OneLevelPerFrame,
+    SearchScheme,
+    UnrolledBiLevel,
+)
 from a2d_lightning.search_space import Plan
 from callbacks import TemperatureAnnealing
 
@@ -240,6 +248,7 @@ def test_in_a_real_search_each_rollout_is_updated_on_under_the_draw_that_acted_o
         ({"target_macs": 100.0}, r"model\.target_macs: 100 is less than the cheapest network"),
         ({"target_macs": 1e12}, r"model\.target_macs: 1,000,000,000,000 is more than the most expensive network"),
         ({"target_macs": 2e4, "alpha_learning_rate": 0.0}, r"model\.target_macs: alpha does not move"),
+        ({"scheme": OneLevelPerFrame(), "sampling": TopK(2)}, r"model\.sampling: TopK computes .* take SoftSum"),
         ({"alpha_warmup_env_steps": 10 * STEPS}, r"model\.alpha_warmup_env_steps: 100 leaves nothing"),
         ({"alpha_warmup_env_steps": 10**6}, r"model\.alpha_warmup_env_steps: 1,000,000 leaves nothing"),
     ],

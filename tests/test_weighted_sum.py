@@ -44,6 +44,16 @@ def test_values_and_gradients_are_those_of_double_precision(count: int, shape: t
         torch.testing.assert_close(mine, theirs.float(), rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
 
 
+def test_each_frame_has_weights_of_its_own() -> None:
+    _, terms = tensors(9, (4, 8, 6, 6))
+    weights = torch.rand(4, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    found = gradients(weights, terms, weighted_sum(weights, terms))
+    exact = weights.detach().double().requires_grad_(), [t.detach().double().requires_grad_() for t in terms]
+    by_hand = torch.einsum("bo,obchw->bchw", exact[0], torch.stack(exact[1]))
+    for mine, theirs in zip(found, gradients(*exact, by_hand), strict=True):
+        torch.testing.assert_close(mine, theirs.float(), rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+
+
 def test_acting_gives_what_learning_gives() -> None:
     weights, terms = tensors(9, (4, 8, 6, 6))
     with torch.no_grad():

@@ -23,7 +23,7 @@ from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
 from a2d_lightning.ranks import gathered, own
 from a2d_lightning.sampling import Sampling
-from a2d_lightning.schemes import DrawnRollout, OneLevel, SearchScheme, UnrolledBiLevel
+from a2d_lightning.schemes import DrawnRollout, OneLevel, OneLevelPerFrame, SearchScheme, UnrolledBiLevel
 from a2d_lightning.search_space import Architecture, Plan
 from a2d_lightning.supernet import Supernet, inherit_weights
 from a2d_lightning.teachers import AgentCard
@@ -36,7 +36,7 @@ class SearchModule(ActorCriticModule):
 
     Args:
         plan: groups, cells and channels of the supernet.
-        scheme: OneLevel (A2D's, and if absent), OneLevelRedrawn, BiLevel or UnrolledBiLevel.
+        scheme: OneLevel (A2D's, and if absent), OneLevelPerFrame, BiLevel or UnrolledBiLevel.
         sampling: SoftSum (paper, and if absent), HardStraightThrough, TopK or SinglePath.
         lambda_cost: lambda. L_cost is the MACs of the derived network's cells, as ``cost`` estimates them, divided by
             ResNet-20's at the same frames.
@@ -79,6 +79,11 @@ class SearchModule(ActorCriticModule):
         self.alpha_warmup_env_steps = alpha_warmup_env_steps
         self.score_derived = score_derived
         self._check_recomputable(recompute_activations)
+        if isinstance(self.scheme, OneLevelPerFrame) and sampling is not None and sampling.skips_operators:
+            raise SettingError(
+                f"model.sampling: {type(sampling).__name__} computes an operator for all frames or for none, and "
+                "model.scheme OneLevelPerFrame mixes them for each frame; take SoftSum, or another scheme."
+            )
         supernet = Supernet(plan, self.agent_frame_shape, sampling, recompute_activations, derivation)
         supernet.derived_operators()  # refuses a limit that no network meets
         self.agent = self.make_agent(supernet)
