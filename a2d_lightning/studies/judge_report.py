@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from a2d_lightning.studies.judgement import Judgement, Sampled, estimate
+from a2d_lightning.studies.judgement import Judgement, Sampled, estimate, mean_over_searches
 from a2d_lightning.studies.scores import Networks
 from a2d_lightning.studies.statistics import Estimate, averaged
 
@@ -20,8 +20,9 @@ from a2d_lightning.studies.statistics import Estimate, averaged
 def over_games(judgements: Sequence[Judgement]) -> dict[str, Estimate]:
     """Return means over games of what every game was judged by."""
     parts: list[tuple[str, list[Sampled | None]]] = [
-        ("tau", [judgement.mean_tau() for judgement in judgements]),
-        ("inherited_tau", [judgement.mean_tau(inherited=True) for judgement in judgements]),
+        ("tau", [mean_over_searches(judgement.taus) for judgement in judgements]),
+        ("equal_cost_tau", [mean_over_searches(judgement.equal_cost_taus) for judgement in judgements]),
+        ("inherited_tau", [mean_over_searches(judgement.inherited_taus) for judgement in judgements]),
         ("macs_tau", [judgement.macs_tau for judgement in judgements]),
         ("improvement", [judgement.improvement for judgement in judgements]),
     ]
@@ -45,11 +46,16 @@ def _game_json(judgement: Judgement) -> dict[str, Any]:
         "ceiling": {"split_half": judgement.split_half, "perfect_predictor": judgement.perfect},
         "macs_tau": estimate(judgement.macs_tau),
         "searches": {
-            name: {"tau": estimate(tau), "inherited_tau": estimate(judgement.inherited_taus.get(name))}
+            name: {
+                "tau": estimate(tau),
+                "equal_cost_tau": estimate(judgement.equal_cost_taus.get(name)),
+                "inherited_tau": estimate(judgement.inherited_taus.get(name)),
+            }
             for name, tau in judgement.taus.items()
         },
-        "mean_tau": estimate(judgement.mean_tau()),
-        "mean_inherited_tau": estimate(judgement.mean_tau(inherited=True)),
+        "mean_tau": estimate(mean_over_searches(judgement.taus)),
+        "mean_equal_cost_tau": estimate(mean_over_searches(judgement.equal_cost_taus)),
+        "mean_inherited_tau": estimate(mean_over_searches(judgement.inherited_taus)),
         "agreement": judgement.agreement and asdict(judgement.agreement),
         "window": window
         and {
@@ -87,22 +93,25 @@ def to_markdown(judgements: Sequence[Judgement], env_steps: int) -> str:
     lines = [
         f"Trained scores after {env_steps:,} environment steps; intervals cover 95 %.",
         "",
-        "| game | networks x seeds | tau of alpha | tau of inherited weights | tau of MACs | "
+        "| game | networks x seeds | tau of alpha | at equal cost | tau of inherited weights | tau of MACs | "
         "ceiling: perfect, split half | P(searched > random) |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for judgement in judgements:
         size = f"{len(judgement.networks)} x {judgement.networks.scores.shape[1]}"
+        means = [
+            mean_over_searches(taus) for taus in (judgement.taus, judgement.equal_cost_taus, judgement.inherited_taus)
+        ]
         cells = [
-            *(judgement.game, size, _text(estimate(judgement.mean_tau()))),
-            *(_text(estimate(judgement.mean_tau(inherited=True))), _text(estimate(judgement.macs_tau))),
+            *(judgement.game, size),
+            *(_text(estimate(sampled)) for sampled in (*means, judgement.macs_tau)),
             f"{_number(judgement.perfect)}, {_number(judgement.split_half)}",
             _text(estimate(judgement.improvement)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     if len(judgements) > 1:
         mean = over_games(judgements)
-        names = ("tau", "inherited_tau", "macs_tau")
+        names = ("tau", "equal_cost_tau", "inherited_tau", "macs_tau")
         cells = ["mean", "", *(_text(mean.get(name)) for name in names), "", _text(mean.get("improvement"))]
         lines.append(f"| {' | '.join(cells)} |")
     for judgement in judgements:
@@ -113,14 +122,17 @@ def to_markdown(judgements: Sequence[Judgement], env_steps: int) -> str:
 def _game_markdown(judgement: Judgement) -> list[str]:
     lines = [f"**{judgement.game}**", ""]
     for name, tau in judgement.taus.items():
-        inherited = judgement.inherited_taus.get(name)
-        weights = f", of inherited weights {_text(estimate(inherited))}" if inherited else ""
-        lines.append(f"- search {name}: tau of alpha {_text(estimate(tau))}{weights}")
+        others = {
+            "at equal cost": judgement.equal_cost_taus.get(name),
+            "of inherited weights": judgement.inherited_taus.get(name),
+        }
+        found = [f", {what} {_text(estimate(sampled))}" for what, sampled in others.items() if sampled]
+        lines.append(f"- search {name}: tau of alpha {_text(estimate(tau))}{''.join(found)}")
     if judgement.agreement is not None:
-        found = judgement.agreement
+        alike = judgement.agreement
         lines.append(
-            f"- alpha between searches ({found.pairs} pairs): correlation {_number(found.pearson)} (Pearson), "
-            f"{_number(found.spearman)} (Spearman), the same operator in {found.same_operator:.1f} of {found.cells} "
+            f"- alpha between searches ({alike.pairs} pairs): correlation {_number(alike.pearson)} (Pearson), "
+            f"{_number(alike.spearman)} (Spearman), the same operator in {alike.same_operator:.1f} of {alike.cells} "
             "cells"
         )
     if judgement.window is not None:

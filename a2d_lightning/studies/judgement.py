@@ -71,6 +71,8 @@ class Judgement:
     """Of each search: tau between its sum of log alpha and the trained scores."""
     inherited_taus: dict[str, Sampled] = field(default_factory=dict)
     """Of each search: tau between scores with its supernet's weights and the trained scores."""
+    equal_cost_taus: dict[str, Sampled] = field(default_factory=dict)
+    """Of each search: tau of alpha among the networks of equal cost, where MACs tell nothing."""
     agreement: Agreement | None = None
     searched: Networks | None = None
     window: Window | None = None
@@ -90,12 +92,13 @@ class Judgement:
         trainings = min(1 + int(self.search_trainings), len(self.best_of_k))
         return trainings, self.best_of_k[trainings - 1]
 
-    def mean_tau(self, inherited: bool = False) -> Sampled | None:
-        """Return the mean over searches, with samples; the searches share each sample of networks."""
-        taus = list((self.inherited_taus if inherited else self.taus).values())
-        if not taus:
-            return None
-        return float(np.mean([tau for tau, _ in taus])), np.mean([samples for _, samples in taus], axis=0)
+
+def mean_over_searches(taus: dict[str, Sampled]) -> Sampled | None:
+    """Return the mean over searches, with samples; the searches share each sample of networks."""
+    if not taus:
+        return None
+    values, samples = zip(*taus.values(), strict=True)
+    return float(np.mean(values)), np.mean(samples, axis=0)
 
 
 def judge_game(
@@ -128,6 +131,8 @@ def judge_game(
     if result.searched is not None or target_macs is not None:
         target = target_macs or float(searched.macs.max() if searched is not None else 0)
         result.window = equal_cost(bank, target)
+        of_equal_cost = {search.name: search.rate(result.window.networks.operators) for search in searches}
+        result.equal_cost_taus = tau_of(of_equal_cost, result.window.networks)
         result.best_of_k = [float(x) for x in best_of_k(result.window.networks.scores)]
     if result.searched is not None and result.window is not None:
         random = result.window.networks

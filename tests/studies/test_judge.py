@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from synthetic import NAMES, PLAN, SHAPE, save_bank, save_search
+from torchmetrics.functional.regression import kendall_rank_corrcoef
 from toy_game import CATCH
 
 from a2d_lightning.errors import SettingError
@@ -73,6 +74,23 @@ def test_searched_networks_are_compared_at_equal_cost(tmp_path):
     game = judged(tmp_path, *args[:-1], "2.9")["games"][CATCH]
     # the best of 3 of 8, ..., 19: 19 with probability 1 / 4, ...; on average 3 / 4 of 13 above 7
     assert game["random_search"] == {"trainings": 3, "score": pytest.approx(7 + 13 * 3 / 4)}
+
+
+def test_tau_at_equal_cost_is_that_of_the_window_alone(tmp_path, capsys):
+    """The search has the order of the networks in the window, 1071 to 1190 MACs, and that of the others reversed."""
+    macs = [1000 + 10 * i for i in range(24)]
+    inside = (np.array(macs) >= 1071) & (np.array(macs) <= 1190)
+    scores = np.where(inside, TRUE, -TRUE - 100)
+    bank = save_bank(tmp_path / "a.csv", OPERATORS, np.stack([scores, scores], 1), macs)
+    search = save_search(tmp_path / "s", ALPHA)
+    found = judged(tmp_path, "--bank", str(bank), "--search", str(search), "--target_macs", "1190")
+    game = found["games"][CATCH]
+    whole = float(kendall_rank_corrcoef(torch.tensor(TRUE), torch.tensor(scores)))
+    assert game["searches"]["s"]["tau"]["value"] == pytest.approx(whole, abs=1e-3)
+    assert whole < 0.9
+    assert game["searches"]["s"]["equal_cost_tau"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert game["mean_equal_cost_tau"]["value"] == found["over_games"]["equal_cost_tau"]["value"] == 1.0
+    assert "at equal cost 1.00 (1.00 to 1.00)" in capsys.readouterr().out
 
 
 def test_networks_that_somebody_chose_are_no_sample(tmp_path):
