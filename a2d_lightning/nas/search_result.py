@@ -10,12 +10,12 @@ import torch
 
 from a2d_lightning.checkpoints import LAST, newest_good
 from a2d_lightning.errors import SettingError
-from a2d_lightning.search_space import OPERATORS, Plan
+from a2d_lightning.search_space import Plan
+from a2d_lightning.supernet import OPERATOR_NAMES
 from a2d_lightning.teachers import AgentCard, read_agent
 
 ALPHA = "backbone.alpha_logits"
 """Name of alpha among the weights of a searched agent."""
-NAMES = tuple(OPERATORS)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SearchResult:
         if card.network != "supernet" or ALPHA not in weights or not isinstance(content, dict):
             raise SettingError(f"{option}: {path} is a checkpoint of network {card.network!r}; take one of a search.")
         plan = Plan(tuple(content.get("cells_per_group", ())), tuple(content.get("channels", ())))
-        alpha, expected = weights[ALPHA], [len(plan.cells()), len(NAMES)]
+        alpha, expected = weights[ALPHA], [len(plan.cells()), len(OPERATOR_NAMES)]
         if list(alpha.shape) != expected:
             raise SettingError(
                 f"{option}: alpha of {path} is {list(alpha.shape)}, its plan and this release's operators need "
@@ -63,16 +63,14 @@ class SearchResult:
         name = run_dir.name if path.stem == LAST else f"{run_dir.name}/{path.stem}"
         return SearchResult(name, path, card, plan, torch.log_softmax(alpha.double(), dim=-1).numpy())
 
-    def operators(self) -> tuple[str, ...]:
-        """Return the operator of the highest alpha in each cell (the paper's network)."""
-        return tuple(NAMES[i] for i in self.log_alpha.argmax(-1))
-
     def rate(self, operators: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
         """Return the sum over cells of log alpha for each network, float64 ``[networks]``.
 
         Args:
             operators: of each network, a name a cell.
         """
-        choices = np.array([[NAMES.index(name) for name in network] for network in operators])  # [networks, cells]
+        choices = np.array(
+            [[OPERATOR_NAMES.index(name) for name in network] for network in operators]
+        )  # [networks, cells]
         rating: npt.NDArray[np.float64] = self.log_alpha[np.arange(len(self.log_alpha)), choices].sum(-1)
         return rating

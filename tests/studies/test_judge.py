@@ -177,7 +177,6 @@ def test_rating_is_the_sum_of_log_alpha(tmp_path):
     assert search.plan == PLAN
     expected = TRUE - np.log(np.exp(ALPHA).sum(1)).sum()
     np.testing.assert_allclose(search.rate(OPERATORS), expected, atol=1e-5)
-    assert search.operators() == tuple(NAMES[i] for i in ALPHA.argmax(1))
 
 
 def test_scores_of_seeds_that_are_missing_are_nan(tmp_path):
