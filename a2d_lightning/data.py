@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
 from a2d_lightning.errors import SettingError
-from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game
+from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game, without_module
 from a2d_lightning.parking import first_core
 from a2d_lightning.ranks import gathered
 from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
@@ -267,7 +267,7 @@ class RolloutDataModule(L.LightningDataModule):
     def _settings_of_games(self) -> dict[str, Any]:
         """What must be the same for games to go on."""
         return {
-            "data.game": self.game,
+            "data.game": without_module(self.game),
             "data.num_envs": self.num_envs,
             "data.noop_max": self.noop_max,
             "data.wrappers": list(self.wrappers),

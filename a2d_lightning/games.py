@@ -124,6 +124,11 @@ def canonical_game(game: str) -> str:
     return game if is_gymnasium_id(game) else atari_rom(import_game(game))
 
 
+def without_module(game: str) -> str:
+    """Return the id of ``module:Id`` alone: runs of one game are comparable whichever way it was imported."""
+    return game.rpartition(":")[2]
+
+
 def _squeeze(name: str) -> str:
     name = re.sub(r"^ALE/", "", name)
     name = re.sub(r"(NoFrameskip|Deterministic)?-v\d+$", "", name)

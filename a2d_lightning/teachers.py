@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.errors import SettingError
+from a2d_lightning.games import without_module
 from a2d_lightning.networks import BACKBONES, ActorCritic, build_backbone
 from a2d_lightning.normalization import Normalization, with_normalization
 from a2d_lightning.search_space import Architecture, FrameShape
@@ -75,7 +76,7 @@ class AgentCard:
         """What two cards must share for one's weights to fit the other, named by :data:`IDENTITY`."""
         architecture = json.loads(json.dumps(self.architecture or {}))  # tuples as lists
         return (
-            *(self.game, self.network, self.frame_shape, self.num_actions, self.normalization),
+            *(without_module(self.game), self.network, self.frame_shape, self.num_actions, self.normalization),
             *(architecture.get("plan"), architecture.get("operators")),
         )
 
@@ -141,18 +142,13 @@ def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: 
     return FrozenTeacher(agent)
 
 
-def _env_id(game: str) -> str:
-    """Return the game without the module that registers it."""
-    return game.rpartition(":")[2]
-
-
 def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> None:
     """Whether a teacher can teach: same game, actions and stack, frames a whole number of times its own size.
 
     Raises:
         SettingError: it cannot.
     """
-    if _env_id(card.game) != _env_id(game):
+    if without_module(card.game) != without_module(game):
         raise SettingError(
             f"model.teacher: {teacher!r} plays {card.game}, not {game}; train one with `python -m a2d_lightning fit "
             f"--config configs/teacher.yaml --data.game {game}` and name its checkpoint."

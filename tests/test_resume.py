@@ -258,6 +258,14 @@ def test_the_best_goes_on_as_the_run_did(tmp_path):
         assert same(whole[name], parts[name]), name
 
 
+def test_games_go_on_whichever_module_registers_them(tmp_path, caplog):
+    fit("teacher", tmp_path, 200, *CATCH_ARGS)
+    with caplog.at_level("INFO"):
+        fit("teacher", tmp_path, 400, *CATCH_ARGS, "--data.game", f"toy_game:{CATCH}", "--ckpt_path", "last")
+    assert "steps of the games again" in caplog.text
+    assert "begin anew" not in caplog.text
+
+
 def test_games_begin_anew_where_settings_of_the_environments_changed(monkeypatch, tmp_path, caplog):
     first = []
     real = ActorCriticModule.training_step

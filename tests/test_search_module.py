@@ -213,3 +213,11 @@ def test_a_checkpoint_of_another_game_is_refused(search: Search) -> None:
     other = make_search(frame=search.module.frame_shape, num_actions=search.module.num_actions, game="breakout")
     with pytest.raises(SettingError, match=r"game is .*breakout"):
         other.on_load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_loads_whichever_module_registers_the_game(search: Search) -> None:
+    checkpoint = torch.load(search.checkpoint, weights_only=True)
+    game = f"users:{search.module.game}"
+    module = make_search(frame=search.module.frame_shape, num_actions=search.module.num_actions, game=game)
+    module.on_load_checkpoint(checkpoint)
+    assert module.env_steps == search.module.env_steps

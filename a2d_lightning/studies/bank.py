@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.curves import read_metrics
 from a2d_lightning.errors import SettingError
-from a2d_lightning.games import canonical_game
+from a2d_lightning.games import canonical_game, without_module
 from a2d_lightning.macs import count_macs
 from a2d_lightning.networks import count_parameters
 from a2d_lightning.overlays import merged_configs
@@ -272,9 +272,9 @@ def plan_text(plan: Plan) -> str:
 
 def _canonical(game: str) -> str:
     try:
-        return canonical_game(game)
+        return without_module(canonical_game(game))
     except SettingError:  # registered by something that only the runs import; they name a mistake
-        return game
+        return without_module(game)
 
 
 def _delete(job: Job, keep_runs: bool) -> None:

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 
 from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.errors import SettingError
+from a2d_lightning.games import without_module
 from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.nas.search_result import SearchResult
 from a2d_lightning.studies.bank import plan_text
@@ -56,7 +57,7 @@ def judge(args: list[str]) -> None:
         bank = networks_of(bank_rows, game, env_steps)
         if len(bank) < FEWEST_NETWORKS:
             raise SettingError(f"--bank: {len(bank)} networks of {game}; ranks need {FEWEST_NETWORKS} at least.")
-        own = [search for search in searches if search.card.game == game]
+        own = [search for search in searches if without_module(search.card.game) == game]
         for search in own:
             _check_plan(search, bank)
         inherited = {search.name: _inherited(search, bank, settings.inherited_games) for search in own}
@@ -66,7 +67,9 @@ def judge(args: list[str]) -> None:
         known = {name: scores for name, scores in inherited.items() if scores is not None}
         judgements.append(judge_game(game, bank, own, known, searched, settings.target_macs))
         judgements[-1].search_trainings = settings.search_trainings
-    strangers = sorted({search.card.game for search in searches} - {judgement.game for judgement in judgements})
+    strangers = sorted(
+        {without_module(search.card.game) for search in searches} - {judgement.game for judgement in judgements}
+    )
     if strangers:
         raise SettingError(f"--search: a search of {strangers[0]}, of which --bank has no networks; leave it out.")
     output = Path(settings.output)
