@@ -17,9 +17,14 @@ def gathered(mine: T) -> list[T]:
     return everyone  # type: ignore[return-value]
 
 
+def rank_of_processes() -> tuple[int, int]:
+    """Return this process's rank and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
+
+
 def own(everyone: list[T]) -> T | None:
     """What :func:`gathered` had of this process; none where there were more or fewer processes."""
-    rank, number = (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
+    rank, number = rank_of_processes()
     return everyone[rank] if len(everyone) == number else None
 
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from a2d_lightning.networks import ActorCritic
 from a2d_lightning.normalization import forgotten_statistics
+from a2d_lightning.ranks import rank_of_processes
 from a2d_lightning.supernet import Draw, Supernet
 
 Metrics = dict[str, Tensor | float]
@@ -103,7 +104,9 @@ class PerFrameStudent(Student):
         """As the agent's."""
         if not torch.is_grad_enabled():
             return super().forward(pixels)
-        gumbel = self.supernet.new_gumbel(self.generator, len(pixels))
+        # the generator must stay alike on all ranks, and each rank's frames need draws of their own
+        rank, processes = rank_of_processes()
+        gumbel = self.supernet.new_gumbel(self.generator, processes, len(pixels))[rank]
         with self.supernet.under(Draw(gumbel, self.draw.tau, self.draw.ranking)):
             logits, value = self.agent(pixels)
         return logits, value

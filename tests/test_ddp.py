@@ -59,12 +59,21 @@ def fit_on_two_ranks(stage: str, run_dir: Path, *args: str) -> list[dict]:
                 *("--trainer.strategy", "ddp_find_unused_parameters_true"),
             ],
         ),
+        (
+            "search",
+            [
+                *("--model.scheme", "OneLevelPerFrame", "--model.derivation", "MaxAlphaUnderMacs"),
+                *("--model.derivation.target_macs", "4e5", "--model.algorithm", "PPO", "--data.rollout_length", "15"),
+                *("--model.algorithm.num_minibatches", "2"),
+            ],
+        ),
         ("retrain", []),
         ("retrain", ["--model.distillation", "actor+teacher_critic"]),
     ],
     ids=[
-        *("teacher", "teacher by PPO", "search", "single path, bi-level, running statistics"),
-        *("top-k, unrolled", "hard, budget, PPO", "retrain", "retrain with the teacher's critic"),
+        *("teacher", "teacher by PPO", "search", "single path, bi-level, running statistics", "top-k, unrolled"),
+        *("hard, drawn cost, PPO", "draws per frame, limit of MACs, PPO"),
+        *("retrain", "retrain with the teacher's critic"),
     ],
 )
 def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, small_architecture):

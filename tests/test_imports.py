@@ -118,7 +118,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("supernet", LEAVES | {"nas.derivation", "normalization", "search_space", "sampling"}),
         ("costs", LEAVES | {"supernet"}),
         ("budget", LEAVES | {"supernet"}),
-        ("schemes", LEAVES | {"networks", "normalization", "supernet"}),
+        ("schemes", LEAVES | {"networks", "normalization", "ranks", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
         ("collection", LEAVES | {"collector", "envs", "normalization", "policy"}),
         ("ray_collection", LEAVES | {"collection", "normalization", "policy", "ray_worker"}),

@@ -168,6 +168,7 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
         ("search", ODD_ARGS, [140]),
         ("teacher", PPO_ARGS, [140]),
         ("search", ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "5e5"], [100]),
+        ("search", [*PPO_ARGS, "--model.scheme", "OneLevelPerFrame"], [140]),
         ("search", BI_LEVEL, [140, 300]),
         # the second stop leaves four of the eight rollouts that the derived network is recalibrated on
         ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140, 320]),
@@ -181,6 +182,7 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
         "search-odd-game",
         "teacher-ppo",
         "search",
+        "search-per-frame",
         "search-bilevel",
         "search-evaluated",
         "retrain-ppo",

@@ -186,14 +186,18 @@ def mixed_by_hand(agent: ActorCritic, pixels: Tensor, gumbel: Tensor, tau: Tenso
     return agent.actor(x), agent.critic(x).squeeze(-1)
 
 
-def test_per_frame_one_level_learns_under_a_draw_for_each_frame() -> None:
+@pytest.mark.parametrize(("rank", "processes"), [(0, 1), (0, 2), (1, 2)])
+def test_per_frame_one_level_learns_under_a_draw_for_each_frame_of_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, rank: int, processes: int
+) -> None:
+    monkeypatch.setattr("a2d_lightning.schemes.rank_of_processes", lambda: (rank, processes))
     search = ToySearch(smooth_agent())
     agent = copy.deepcopy(search.agent)
     OneLevelPerFrame().learn(search, [SECOND])
     assert [kind for kind, *_ in search.stepped] == ["both", "both"]
     generator = torch.Generator().manual_seed(3)
     for (_, _, found), part in zip(search.stepped, SECOND.rollout.split(4), strict=True):
-        uniform = torch.rand(4, 2, 9, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(processes * 4, 2, 9, generator=generator, dtype=torch.float64)[4 * rank : 4 * rank + 4]
         gumbel = -(-uniform.log()).log()
         logits, value = mixed_by_hand(agent, part["pixels"], gumbel, SECOND.draw.tau)
         loss = ((logits - part["logits"]) ** 2).mean() + ((value - part["value"]) ** 2).mean()
