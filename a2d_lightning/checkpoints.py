@@ -1,15 +1,14 @@
 """Checkpoints that survive: written whole or not at all, checked before they are used, the ones before kept."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.errors import SettingError
+from a2d_lightning.plain_checkpoints import dump, load
 from a2d_lightning.teachers import read_agent
 
 LAST = "last"
@@ -32,10 +31,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
+        content = dump(checkpoint)
         try:
-            write_atomically(Path(path), content.getbuffer())
+            write_atomically(Path(path), content)
         except OSError as error:
             rank_zero_info(
                 f"warning: {path} could not be written ({error.strerror}); training goes on, and what was saved before "
@@ -50,7 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             SettingError: it is no checkpoint of a run.
         """
-        checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
+        if "://" in str(path):
+            checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
+        else:
+            checkpoint = load(path, map_location)
         for name, kind in _PARTS.items():
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(name), kind):
                 raise SettingError(f"ckpt_path: {path} has no {name!r} and is no checkpoint of a run; take another.")

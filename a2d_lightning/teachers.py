@@ -22,6 +22,7 @@ from a2d_lightning.errors import SettingError
 from a2d_lightning.games import without_module
 from a2d_lightning.networks import BACKBONES, ActorCritic, build_backbone
 from a2d_lightning.normalization import Normalization, with_normalization
+from a2d_lightning.plain_checkpoints import load
 from a2d_lightning.search_space import Architecture, FrameShape
 
 BUNDLED = Path(__file__).parent / "bundled_teachers"
@@ -178,7 +179,7 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
             _check_hash(path, content)
         else:
             _check_sums(path)
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load(path)
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict", {}), dict):
                 raise SettingError(f"{path}: holds no agent; it was not written by a2d_lightning.")
             content = checkpoint.get("agent_card")

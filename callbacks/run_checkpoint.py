@@ -50,7 +50,8 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
         """Starts the clock; hears of signals in place of Lightning, and tells the processes that Lightning started."""
-        self._saved_at = self._rollout_began_at = time.monotonic()
+        self._rollout_began_at = time.monotonic()
+        self._saved_at = float("-inf")  # the first rollout's save tells at once what cannot be saved
         self._evaluated = False
         epoch = trainer.fit_loop.epoch_loop
         if epoch.restarting and epoch.batch_progress.current.ready == 0:

@@ -15,6 +15,7 @@ from a2d_lightning.games import FrameSettings
 from a2d_lightning.nas.search_result import SearchResult
 from a2d_lightning.networks import ActorCritic
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
+from a2d_lightning.plain_checkpoints import load
 from a2d_lightning.policy import choose
 from a2d_lightning.search_space import Architecture
 from a2d_lightning.supernet import Supernet, inherit_weights
@@ -36,7 +37,7 @@ class InheritedScores:
         self.search = search
         self.games = games
         self.config = _config(search.path)
-        checkpoint = torch.load(search.path, map_location="cpu", weights_only=True)
+        checkpoint = load(search.path)
         frames = checkpoint.get("recent_frames") or []
         self.recent_frames: list[Tensor] = [frame for rank in frames for frame in rank or []]
         shape, card = search.card.frame_shape, search.card
