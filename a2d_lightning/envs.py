@@ -9,7 +9,7 @@ drawn from ``(seed, environment, number of the draw)``, with the first game that
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import gymnasium
 import numpy as np
@@ -183,6 +183,8 @@ class GameEnv(EnvBase):
             self.journal.step(actions)
             self._now.decisions_since_seed += 1
             rewards = reward.astype(np.float32)
+            if not np.isfinite(rewards).all():
+                self._refuse(rewards)
             self._now.game_score = self._now.game_score + rewards
             lives = np.array(info["lives"]) if "lives" in info else self._now.lives
             life_lost = lives < self._now.lives
@@ -228,14 +230,25 @@ class GameEnv(EnvBase):
     @contextmanager
     def _emulating(self) -> Iterator[None]:
         """An environment that fails or hangs ends the run with a line that names it."""
-        what = self.watchdog.what if self.watchdog is not None else "an environment"
         with self.watchdog or nullcontext():
             try:
                 yield
             except SettingError:
                 raise
             except Exception as error:
-                raise RunFailedError(f"{what} failed: {type(error).__name__}: {error}") from error
+                raise RunFailedError(f"{self._what} failed: {type(error).__name__}: {error}") from error
+
+    def _refuse(self, rewards: np.ndarray) -> NoReturn:
+        """End the run: sign(NaN) is 0, and a mean that leaves such games out is no score."""
+        i = int(np.flatnonzero(~np.isfinite(rewards))[0])
+        raise RunFailedError(
+            f"{self._what} gave the reward {rewards[i]} in environment {i}, {self._now.decisions_since_seed[i]:.0f} "
+            f"steps after its reset with seed {self.journal.last_seed(i)}; rewards must be finite."
+        )
+
+    @property
+    def _what(self) -> str:
+        return self.watchdog.what if self.watchdog is not None else "an environment"
 
     def game_state(self) -> dict[str, Any]:
         """Where the games are, as tensors, numbers and strings: what :meth:`restore_games` plays again."""

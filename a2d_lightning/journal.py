@@ -58,6 +58,11 @@ class Journal:
         while self.resets[0].step < oldest:
             self.resets.popleft()
 
+    def last_seed(self, environment: int) -> int:
+        """Return the seed that an environment was last given."""
+        seeds = (int(r.seeds[environment]) for r in reversed(self.resets) if r.mask[environment])
+        return next(seed for seed in seeds if seed != GO_ON)
+
     def step(self, actions: np.ndarray) -> None:
         """Notes a step's actions, int ``[n]``."""
         self.actions.append(actions.astype(np.int32))

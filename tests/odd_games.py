@@ -109,6 +109,34 @@ class WithLives(Counter):
         return self.memory
 
 
+class LivesInSteps(Counter):
+    """Tells its lives in odd steps alone: five in the first game, one less in each game after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.games = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.games += 1
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        *rest, _ = super().step(action)
+        return (*rest, {"lives": 6 - self.games} if self.count % 2 else {"other": 1})
+
+
+class NaNAfterOddSeeds(Counter):
+    """Gives the reward NaN in its second step after a reset with an odd seed."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.odd = seed is not None and seed % 2 == 1
+        return super().reset(seed=seed)
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        shown, reward, *rest = super().step(action)
+        return (shown, float("nan") if self.odd and self.count == 2 else reward, *rest)
+
+
 class Misdeclared(Counter):
     """Shows images that do not fit its space.
 
@@ -194,9 +222,9 @@ def no_wrapper(env: gymnasium.Env) -> None:
 
 def register() -> None:
     """Register the games; can be called twice."""
-    for name, game in (("Counter", Counter), ("NoisyWalk", NoisyWalk), ("InDict", InDict), ("WithLives", WithLives)):
-        if f"odd/{name}-v0" not in gymnasium.registry:
-            gymnasium.register(f"odd/{name}-v0", game)
+    for game in (Counter, NoisyWalk, InDict, WithLives, LivesInSteps, NaNAfterOddSeeds):
+        if f"odd/{game.__name__}-v0" not in gymnasium.registry:
+            gymnasium.register(f"odd/{game.__name__}-v0", game)
     if "odd/Endless-v0" not in gymnasium.registry:
         gymnasium.register("odd/Endless-v0", Counter, kwargs={"endless": True})
         gymnasium.register("odd/Limited-v0", Counter, kwargs={"endless": True}, max_episode_steps=4)

@@ -97,6 +97,8 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
             if not self._is_checked:
                 self.format.check(self.game, image)
             self._images[i] = image
+            if self._lives is not None:
+                self._lives[i] = 0  # until the new game tells its own
             self._note_lives(i, info)
         self._is_checked = True
         self._over[mask] = False

@@ -16,6 +16,7 @@ from torchrl.envs.utils import check_env_specs
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.envs import GameEnv, make_env
 from a2d_lightning.errors import RunFailedError, SettingError
+from a2d_lightning.evaluation import play_games
 from a2d_lightning.games import FrameSettings, canonical_game, is_gymnasium_id
 
 register()
@@ -147,6 +148,30 @@ def test_lives_are_followed_over_skipped_frames_and_games(make: MakeGame, skip: 
         assert [bool(env.play(idle).life_lost[0]) for _ in lost] == lost
     env.begin(np.array([False, True]))
     assert env.play(idle).life_lost.tolist() == [False, skip > 1]
+
+
+def test_a_game_that_tells_no_lives_keeps_its_count_and_a_new_one_has_none(make: MakeGame) -> None:
+    env = make("odd/LivesInSteps-v0")
+    for _ in range(3):
+        env.begin(EVERYWHERE)
+        assert not any(env.play(np.zeros(2, dtype=np.int64)).life_lost.any() for _ in range(OVER_AT))
+
+
+def test_a_reward_that_is_not_finite_ends_the_run_with_its_game_and_seed(make: MakeGame) -> None:
+    env = make("odd/NaNAfterOddSeeds-v0", num_envs=3)
+    idle = np.zeros(3, dtype=np.int64)
+    env.begin(np.ones(3, dtype=bool), np.array([4, 8, 11]))
+    env.play(idle)
+    named = "gave the reward nan in environment 2, 2 steps after its reset with seed 11; rewards must be finite"
+    with pytest.raises(RunFailedError, match=named):
+        env.play(idle)
+
+
+def test_an_evaluation_drops_no_game_whose_score_is_not_finite(make: MakeGame) -> None:
+    with pytest.raises(RunFailedError, match="reward nan in environment 1, .* seed 11"):
+        play_games(
+            make("odd/NaNAfterOddSeeds-v0"), lambda pixels: torch.zeros(len(pixels)).long(), torch.tensor([4, 11])
+        )
 
 
 def test_images_drawn_into_the_same_memory_are_kept_apart(make: MakeGame) -> None:
