@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from a2d_lightning.curves import Series, read_metrics
+from a2d_lightning.curves import Series, picture_path, read_metrics
 from a2d_lightning.errors import SettingError
 
 Metrics = dict[str, Series]
@@ -42,7 +42,7 @@ def compare(args: list[str]) -> None:
     if len(labels) != len(settings.run_dirs):
         raise SettingError(f"--labels: {len(labels)} of them for {len(settings.run_dirs)} runs; give each run one.")
     runs = [(label, read_metrics(Path(run_dir))) for label, run_dir in zip(labels, settings.run_dirs, strict=True)]
-    output = Path(settings.output)
+    output = picture_path(settings.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         draw(runs, output)

@@ -9,6 +9,7 @@ import matplotlib
 from jsonargparse import ArgumentParser
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 
 from a2d_lightning.errors import SettingError
 
@@ -50,13 +51,19 @@ def curves(args: list[str]) -> None:
     settings = parser.parse_args(args)
     run_dir = Path(settings.run_dir)
     metrics = read_metrics(run_dir)
-    output = Path(settings.output or run_dir / "curves.png")
+    output = picture_path(settings.output or str(run_dir / "curves.png"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         draw(metrics, output, title=run_dir.name)
     except OSError as error:
         raise SettingError(f"--output: {str(output)!r} cannot be written ({error.strerror}).") from error
     print(output)
+
+
+def picture_path(output: str) -> Path:
+    """Return the path of a picture; ``.png`` is appended where the name does not end as pictures' names do."""
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    return Path(output if Path(output).suffix.removeprefix(".") in kinds else f"{output}.png")
 
 
 def read_metrics(run_dir: Path) -> dict[str, Series]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from torch import nn
 
 from a2d_lightning.errors import SettingError
 from a2d_lightning.macs import count_macs
@@ -21,7 +22,7 @@ def export(args: list[str]) -> None:
     """
     parser = ArgumentParser(prog="a2d_lightning export", description=export.__doc__, exit_on_error=False)
     parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a teacher or a retrained agent")
-    parser.add_argument("--output", type=str, required=True, help="path without suffix")
+    parser.add_argument("--output", type=str, required=True, help="path; .safetensors and .json are appended")
     parser.add_argument("--test", type=str, default=None, help="the test's JSON, whose score the card shall carry")
     parser.add_argument("--trained_by", type=str, default="", help="the command that trained it, for the card")
     settings = parser.parse_args(args)
@@ -38,9 +39,22 @@ def export(args: list[str]) -> None:
         "score": _score(settings.test),
         "trained_by": settings.trained_by,
     }
-    target = Path(settings.output).with_suffix(".safetensors")
+    # appended: pong_lr0.1 and pong_lr0.5 have no suffix
+    target = Path(settings.output.removesuffix(".safetensors") + ".safetensors")
+    if target.exists() and not _holds(target, agent):
+        raise SettingError(f"--output: {str(target)!r} is there and holds other weights; delete it or choose another.")
     write_agent(target, agent, content)
     print(f"{target} and {target.with_suffix('.json').name}: {card.network} for {card.game}")
+
+
+def _holds(path: Path, agent: nn.Module) -> bool:
+    """Return whether the file holds the weights of ``agent``."""
+    try:
+        _, weights = read_agent(path)
+    except SettingError:
+        return False
+    mine = agent.state_dict()
+    return weights.keys() == mine.keys() and all(torch.equal(mine[name], tensor) for name, tensor in weights.items())
 
 
 def _score(path: str | None) -> dict[str, Any] | None:

@@ -31,6 +31,13 @@ def test_a_picture_is_written(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("asked", "written"), [("lr0.1", "lr0.1.png"), ("a.svg", "a.svg"), ("plain", "plain.png")])
+def test_a_picture_is_written_where_it_is_asked_for(tmp_path, asked, written):
+    (tmp_path / "metrics.csv").write_text("step,val/score\n100,-20\n")
+    curves(["--run_dir", str(tmp_path), "--output", str(tmp_path / "out" / asked)])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [written]
+
+
 def test_metrics_of_the_derived_network_and_of_alphas_noise_have_their_panels():
     logged = ["search/alpha_snr_cell00", "search/alpha_snr_cell13", "search/argmax_macs", "search/derived_macs"]
     found = {panel: _matching(logged, patterns) for panel, patterns in PANELS.items()}

@@ -90,6 +90,29 @@ def test_a_supernet_is_not_exported(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("agent*"))
 
 
+def test_names_that_differ_after_a_dot_are_two_files(tmp_path: Path) -> None:
+    for seed, name in enumerate(("pong_lr0.1", "pong_lr0.5.safetensors")):
+        torch.manual_seed(seed)
+        checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
+        export(["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / name)])
+    files = ["pong_lr0.1.json", "pong_lr0.1.safetensors", "pong_lr0.5.json", "pong_lr0.5.safetensors"]
+    assert sorted(path.name for path in tmp_path.glob("pong*")) == files
+    assert (tmp_path / files[1]).read_bytes() != (tmp_path / files[3]).read_bytes()
+    load(tmp_path / files[3])
+
+
+def test_another_agent_is_not_replaced(tmp_path: Path) -> None:
+    args = ["--ckpt_path", str(tmp_path / "run.ckpt"), "--output", str(tmp_path / "agent")]
+    checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
+    for _ in range(2):  # the same agent again is no loss
+        export([*args, "--trained_by", "me"])
+    before = (tmp_path / "agent.safetensors").read_bytes(), (tmp_path / "agent.json").read_bytes()
+    checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
+    with pytest.raises(SettingError, match=r"--output: .*agent\.safetensors' is there and holds other weights"):
+        export(args)
+    assert ((tmp_path / "agent.safetensors").read_bytes(), (tmp_path / "agent.json").read_bytes()) == before
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[]", None])
 def test_a_wrong_test_file_is_refused(tmp_path: Path, content: str | None) -> None:
     checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")

@@ -168,10 +168,9 @@ def test_a_reward_that_is_not_finite_ends_the_run_with_its_game_and_seed(make: M
 
 
 def test_an_evaluation_drops_no_game_whose_score_is_not_finite(make: MakeGame) -> None:
-    with pytest.raises(RunFailedError, match="reward nan in environment 1, .* seed 11"):
-        play_games(
-            make("odd/NaNAfterOddSeeds-v0"), lambda pixels: torch.zeros(len(pixels)).long(), torch.tensor([4, 11])
-        )
+    env, seeds = make("odd/NaNAfterOddSeeds-v0"), torch.tensor([4, 11])
+    with pytest.raises(RunFailedError, match=r"reward nan in environment 1, .* seed 11"):
+        play_games(env, lambda pixels: torch.zeros(len(pixels)).long(), seeds)
 
 
 def test_images_drawn_into_the_same_memory_are_kept_apart(make: MakeGame) -> None:
