@@ -33,6 +33,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import count_parameters
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
+from a2d_lightning.run_folder import RUN_FOLDER
 from a2d_lightning.teachers import read_agent
 
 LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
@@ -55,6 +56,13 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Write nothing yet: a checkpoint that is refused must leave the folder as it was."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Write the configuration, once everything is restored."""
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
         """Into ``run_dir/config.yaml``; a test leaves the one of the training."""
@@ -126,7 +134,9 @@ class A2DCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         run_dir = Path(self._get(self.config, "run_dir"))
         checkpoints = run_dir / "checkpoints"
-        if subcommand != "fit":
+        if subcommand == "fit":
+            _claim(run_dir)
+        else:
             kwargs["verbose"] = False  # after_test prints
         kwargs["ckpt_path"] = _checkpoint(kwargs.get("ckpt_path"), checkpoints)
         if kwargs["ckpt_path"] is None:
@@ -134,8 +144,6 @@ class A2DCLI(LightningCLI):
                 _check_unused(checkpoints)
             elif not isinstance(self.model, RandomModule):
                 raise SettingError(f"--ckpt_path: `{subcommand}` needs one: a path, or best or last of --run_dir.")
-        if subcommand == "fit":
-            _keep_metrics(run_dir)
         return kwargs
 
     def after_test(self) -> None:
@@ -164,11 +172,8 @@ class A2DCLI(LightningCLI):
 
 
 @rank_zero_only
-def _keep_metrics(run_dir: Path) -> None:
-    """Lightning would delete the metrics of the run that is resumed."""
-    csv = run_dir / "metrics.csv"
-    if csv.exists():
-        csv.rename(run_dir / f"metrics-{len(list(run_dir.glob('metrics-*.csv')))}.csv")
+def _claim(run_dir: Path) -> None:
+    RUN_FOLDER.claim(run_dir)
 
 
 def _seed(seed: Any) -> int:
@@ -240,6 +245,7 @@ def main(args: list[str] | None = None) -> None:
     except Exception as error:
         _fail(_user_mistake(error), 2)
     finally:
+        RUN_FOLDER.release()
         INTERRUPTION.leave_signals()
 
 

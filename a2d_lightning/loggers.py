@@ -18,7 +18,8 @@ from a2d_lightning.atomic_file import write_atomically
 class MetricsFile(CSVLogger):
     """Lightning's CSVLogger, with a file that holds whole rows at any moment.
 
-    Lightning's own empties the file when a new column comes and writes it anew: a kill in between loses all rows.
+    Lightning's own empties the file when a new column comes and writes it again: a kill in between loses all rows. It
+    also deletes the file of a run that is resumed; here the first new row makes it ``metrics-0.csv`` and so on.
     """
 
     @property
@@ -32,7 +33,10 @@ class MetricsFile(CSVLogger):
 
 
 class _Writer(ExperimentWriter):
-    _waiting = False
+    _waiting = _began = False
+
+    def _check_log_dir_exists(self) -> None:
+        """Delete nothing, where Lightning's deletes the file."""
 
     def save(self) -> None:
         if not self.metrics:
@@ -40,6 +44,9 @@ class _Writer(ExperimentWriter):
         path = Path(self.metrics_file_path)
         columns = sorted({*self.metrics_keys}.union(*self.metrics))
         try:
+            if not self._began and path.exists():
+                path.rename(path.with_name(f"metrics-{len(list(path.parent.glob('metrics-*.csv')))}.csv"))
+            self._began = True
             if columns == self.metrics_keys and path.exists():
                 _append(path, _csv(columns, self.metrics))
             else:

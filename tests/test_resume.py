@@ -342,6 +342,10 @@ def test_a_budget_is_kept_whatever_the_epochs_of_the_resumed_run(tmp_path):
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
     fit("search", tmp_path, 100)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit):
         fit("search", tmp_path, 200, "--ckpt_path", "last", "--model.plan.channels", "[8,16,16]")
     assert "the checkpoint's plan is" in capsys.readouterr().err
+    # Lightning has TensorBoard begin a file of its own before anything is checked
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: content for path, content in after.items() if path in before or "tfevents" not in path.name} == before
