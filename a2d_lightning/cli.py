@@ -3,6 +3,7 @@
 import errno
 import importlib
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from gymnasium.error import DependencyNotInstalled
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
@@ -36,8 +38,13 @@ from a2d_lightning.parse_errors import one_line
 from a2d_lightning.run_folder import RUN_FOLDER
 from a2d_lightning.teachers import read_agent
 
-LINKED = ("game", "frame_shape", "num_actions", "total_env_steps")
-"""What the model takes from the data."""
+LINKED = {
+    "game": "data.game",
+    "frame_shape": "data.frames",
+    "num_actions": "data.game",
+    "total_env_steps": "data.total_env_steps",
+}
+"""What the model takes from the data, and the setting that decides it."""
 
 COMMANDS = {
     "export": "a2d_lightning.export",
@@ -105,6 +112,13 @@ class A2DCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse settings of the model that the data or ``seed_everything`` would replace."""
+        given = self._get(self.config, "model").get("init_args") or {}
+        for name, source in LINKED.items():
+            if given.get(name) is not None:
+                raise SettingError(f"model.{name}: linked; it follows from {source}, leave it out.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Puts logs and checkpoints of the run into ``run_dir``."""
@@ -176,6 +190,28 @@ def _claim(run_dir: Path) -> None:
     RUN_FOLDER.claim(run_dir)
 
 
+def _check_seed(args: list[str]) -> None:
+    """Refuse a seed of the model, which the link to ``seed_everything`` replaces while arguments are parsed."""
+    seeds = ("--model.seed", "--model.init_args.seed")
+    given = any(arg.partition("=")[0] in seeds for arg in args)
+    for option, value in itertools.pairwise(args):
+        if option in ("--config", "-c", "--model") and (content := _mapping(value)):
+            model = content if option == "--model" else content.get("model")
+            init_args = model.get("init_args") if isinstance(model, dict) else None
+            given |= isinstance(init_args, dict) and "seed" in init_args
+    if given:
+        raise SettingError("model.seed: linked; it follows from seed_everything, leave it out.")
+
+
+def _mapping(value: str) -> dict[str, Any] | None:
+    """Return the mapping that a file or an argument in JSON holds."""
+    try:
+        content = yaml.safe_load(value if value.startswith("{") else Path(value).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def _seed(seed: Any) -> int:
     return int(seed) if isinstance(seed, int) and not isinstance(seed, bool) else 0
 
@@ -230,7 +266,9 @@ def main(args: list[str] | None = None) -> None:
             command = importlib.import_module(COMMANDS[args[0]])
             getattr(command, args[0])(args[1:])
         else:
-            A2DCLI(expand_overlays(args))
+            args = expand_overlays(args)
+            _check_seed(args)
+            A2DCLI(args)
     except Interrupted as signal:
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(f"interrupted by {signal}{': go on with --ckpt_path last' * (args[:1] == ['fit'])}", file=sys.stderr)
