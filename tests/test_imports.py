@@ -103,6 +103,8 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("policy", LEAVES),
         ("search_space", LEAVES),
         ("journal", set()),
+        ("optimizer_settings", {"errors"}),
+        ("run_folder", {"errors"}),
         ("ranks", set()),
         ("circumstances", set()),
         ("heartbeats", {"ranks"}),

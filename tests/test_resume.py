@@ -333,6 +333,32 @@ def test_a_learning_rate_that_is_changed_on_resume_is_used(tmp_path):
     assert saved["optimizer_states"][1]["param_groups"][0]["lr"] == 0.5
 
 
+def test_settings_of_optimizers_that_are_changed_on_resume_are_used(tmp_path):
+    fit("search", tmp_path, 100)
+    before = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    fit(
+        *("search", tmp_path, 200, "--ckpt_path", "last", "--model.optimizer.eps", "0.01"),
+        *("--model.alpha_betas", "[0.5,0.75]"),
+    )
+    weights, alpha = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    assert (before[0]["param_groups"][0]["eps"], weights["param_groups"][0]["eps"]) == (1e-5, 0.01)
+    assert (list(before[1]["param_groups"][0]["betas"]), list(alpha["param_groups"][0]["betas"])) == (
+        *([0.9, 0.999], [0.5, 0.75]),
+    )
+    # the state goes on: one step a rollout
+    assert alpha["state"][0]["step"] == 2 * before[1]["state"][0]["step"] > 0
+
+
+@pytest.mark.parametrize("other", ["torch.optim.Adam", "torch.optim.SGD"])
+def test_an_optimizer_of_another_class_is_refused_on_resume(tmp_path, capsys, other):
+    fit("teacher", tmp_path, 100)
+    with pytest.raises(SystemExit) as refused:
+        fit("teacher", tmp_path, 200, "--ckpt_path", "last", "--model.optimizer", other, "--model.optimizer.lr", "0.1")
+    assert refused.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"model.optimizer: {other.rpartition('.')[2]} has no alpha" in line
+
+
 def test_a_budget_is_kept_whatever_the_epochs_of_the_resumed_run(tmp_path):
     fit("teacher", tmp_path, 400)  # four epochs of 100
     fit("teacher", tmp_path, 800, "--ckpt_path", "last", "--data.env_steps_per_epoch", "200")

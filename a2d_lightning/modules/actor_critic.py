@@ -27,6 +27,7 @@ from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
 from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
+from a2d_lightning.optimizer_settings import OptimizerSettings
 from a2d_lightning.optimizers import RMSprop
 from a2d_lightning.policy import ActionChoice
 from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
@@ -133,6 +134,7 @@ class ActorCriticModule(EvaluatedModule):
         self.weight_updates = 0
         self.skipped_updates = 0
         self._learning_rates: list[float] = []
+        self._optimizer_settings = OptimizerSettings()
         self._logged_at = 0.0
         # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
         self._teacher: tuple[FrozenTeacher, ...] = ()
@@ -175,8 +177,8 @@ class ActorCriticModule(EvaluatedModule):
         """Moves the teacher to the agent's device.
 
         Raises:
-            SettingError: a precision in which acting and updating would differ, or rollouts of no use to the algorithm
-                or to the normalization.
+            SettingError: a precision in which acting and updating would differ, rollouts of no use to the algorithm or
+                to the normalization, or an optimizer that the checkpoint's state does not fit.
         """
         if self.trainer.precision not in ("32-true", "bf16-mixed"):
             raise SettingError(
@@ -195,9 +197,11 @@ class ActorCriticModule(EvaluatedModule):
                 )
         for teacher in self._teacher:
             teacher.to(self.device)
+        self._optimizer_settings.keep(self.trainer.optimizers)
 
     def on_train_start(self) -> None:
         """A run whose budget is spent does not start again, unless it was stopped before its last evaluation."""
+        self._optimizer_settings.restore(self.trainer.optimizers)
         evaluates = self.trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
         self.trainer.should_stop = self.env_steps >= self.total_env_steps and not evaluates
 
@@ -390,6 +394,7 @@ class ActorCriticModule(EvaluatedModule):
                     f"ckpt_path: the checkpoint's {name} is {its}, the settings say {ours}; give the config it was "
                     "trained with."
                 )
+        self._optimizer_settings.read(checkpoint)
         mine_by_name = self.state_dict()
         for name, tensor in checkpoint.get("state_dict", {}).items():
             shape = list(mine_by_name[name].shape) if name in mine_by_name else "absent"

@@ -1,0 +1,43 @@
+"""On resume, optimizers have the settings that the run asks for, and their state from the checkpoint."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from a2d_lightning.errors import SettingError
+
+
+class OptimizerSettings:
+    """Keep what optimizers were made with, while ``load_state_dict`` replaces it by the checkpoint's."""
+
+    def __init__(self) -> None:
+        self._saved: list[set[str]] = []
+        self._asked: list[list[dict[str, Any]]] = []
+
+    def read(self, checkpoint: dict[str, Any]) -> None:
+        """Note which settings a checkpoint's optimizers had."""
+        self._saved = [set(state["param_groups"][0]) - {"params"} for state in checkpoint.get("optimizer_states", [])]
+
+    def keep(self, optimizers: Sequence[Optimizer]) -> None:
+        """Keep the settings of optimizers that have just been made.
+
+        Raises:
+            SettingError: the checkpoint's optimizers are of another kind.
+        """
+        self._asked = [
+            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            for optimizer in optimizers
+        ]
+        for saved, asked, optimizer in zip(self._saved, self._asked, optimizers, strict=False):
+            if unknown := sorted(saved - asked[0].keys()):
+                raise SettingError(
+                    f"model.optimizer: {type(optimizer).__name__} has no {', '.join(unknown)}, which the checkpoint's "
+                    "optimizer has; resume with the class that the run began with."
+                )
+
+    def restore(self, optimizers: Sequence[Optimizer]) -> None:
+        """Give the optimizers the settings that were kept."""
+        for asked, optimizer in zip(self._asked, optimizers, strict=True):
+            for settings, group in zip(asked, optimizer.param_groups, strict=True):
+                group.update(settings)
