@@ -35,6 +35,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import count_parameters
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
+from a2d_lightning.real_run import leaves_files
 from a2d_lightning.run_folder import RUN_FOLDER
 from a2d_lightning.teachers import read_agent
 
@@ -73,7 +74,7 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
         """Into ``run_dir/config.yaml``; a test leaves the one of the training."""
-        if stage == "fit":
+        if stage == "fit" and leaves_files(trainer):
             path = Path(trainer.default_root_dir) / "config.yaml"
             self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
 
@@ -175,13 +176,14 @@ class A2DCLI(LightningCLI):
             "parameters": count_parameters(self.model.agent.backbone),
         }
         path = Path(self.trainer.default_root_dir) / f"test-{self.model.evaluation_actions}.json"
-        write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
+        if leaves_files(self.trainer):
+            write_atomically(path, (json.dumps(result, indent=2) + "\n").encode())
         print(
             f"{self.datamodule.game}: mean score of {result['games']:.0f} full games {result['score']:.2f} "
             f"(95 % interval {result['score_low95']:.2f} to {result['score_high95']:.2f}; {result['score_min']:g} to "
             f"{result['score_max']:g}), actions {self.model.evaluation_actions}; {result['macs']:,.0f} MACs a frame, "
             f"{result['parameters']:,.0f} parameters (both without heads), trained for {result['env_steps']:,} "
-            f"environment steps -> {path}"
+            f"environment steps{f' -> {path}' if leaves_files(self.trainer) else ''}"
         )
 
 

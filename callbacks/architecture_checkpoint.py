@@ -7,6 +7,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from a2d_lightning.real_run import leaves_files
 from callbacks.search_only import search_module
 
 
@@ -31,7 +32,7 @@ class ArchitectureCheckpoint(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes what the search would give now, as the best if the supernet has never scored so high."""
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
             return
         self._write(trainer, pl_module, f"step-{search_module(self, pl_module).env_steps:012d}")
         self._write(trainer, pl_module, "last")
@@ -42,12 +43,13 @@ class ArchitectureCheckpoint(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes ``last.json`` at the end."""
-        self._write(trainer, pl_module, "last")
+        if leaves_files(trainer):
+            self._write(trainer, pl_module, "last")
         self._searching = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Writes ``last.json`` on Ctrl-C, SIGTERM and errors."""
-        if self._searching:
+        if self._searching and leaves_files(trainer):
             self._write(trainer, pl_module, "last")
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from a2d_lightning.checkpoints import LAST
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
 from a2d_lightning.ranks import any_rank
+from a2d_lightning.real_run import leaves_files
 
 SLOW_SECONDS = 4.0
 """Of a rollout with its update: a slower run saves each, as it cannot finish one when it is asked to stop."""
@@ -85,7 +86,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves before games are played, which can take minutes."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.FITTING and leaves_files(trainer):
             games = trainer.fit_loop.epoch_loop.val_loop
             if games.restarted_mid_evaluation:
                 games.batch_progress.total.reset()  # of on_save_checkpoint: it begins anew
@@ -95,7 +96,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves the best so far."""
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+        if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
             return
         if self.monitor not in trainer.callback_metrics:
             raise SettingError(
@@ -142,6 +143,9 @@ class RunCheckpoint(Checkpoint):
         return Path(trainer.default_root_dir) / "checkpoints"
 
     def _save(self, trainer: L.Trainer) -> bool:
+        """Save the run, if it is a real one; return False where the disk is full."""
+        if not leaves_files(trainer):
+            return True
         folder = self._folder(trainer)
         new = folder / "next.ckpt"
         with INTERRUPTION.saving:

@@ -104,6 +104,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("search_space", LEAVES),
         ("journal", set()),
         ("optimizer_settings", {"errors"}),
+        ("real_run", set()),
         ("run_folder", {"errors"}),
         ("ranks", set()),
         ("circumstances", set()),

@@ -49,3 +49,16 @@ def test_a_folder_that_was_released_can_be_claimed_again(tmp_path: Path) -> None
     first.release()
     second.claim(tmp_path)
     second.release()
+
+
+@pytest.mark.parametrize("stage", ["teacher", "search"])
+def test_a_rehearsal_leaves_nothing_that_a_run_would_take_for_its_own(tmp_path: Path, stage: str) -> None:
+    fit(stage, tmp_path, 100, "--trainer.fast_dev_run", "2", "--trainer.limit_val_batches", "1")
+    assert [path.name for path in tmp_path.rglob("*") if path.name != ".lock"] == []
+    fit(stage, tmp_path, 100)
+
+
+def test_a_sanity_check_derives_no_architecture(tmp_path: Path) -> None:
+    fit("search", tmp_path, 100, "--trainer.num_sanity_val_steps", "1", "--trainer.limit_val_batches", "1")
+    names = sorted(path.name for path in (tmp_path / "architectures").iterdir())
+    assert names == ["best.json", "last.json", "step-000000000100.json"]
