@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning.native import kernels
+from a2d_lightning.native import are_plain, kernels
 
 KERNEL = 5
 
@@ -44,13 +44,11 @@ class DepthwiseConv5x5(nn.Conv2d):
         return (
             torch.is_grad_enabled()
             and self.weight.requires_grad
-            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and type(x) is Tensor
+            and are_plain(x, self.weight)
             and self.out_channels % _LANES == 0
             and x.is_contiguous(memory_format=torch.channels_last)
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
             and kernels() is not None
         )
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2d_lightning.native import Kernels, kernels
+from a2d_lightning.native import Kernels, are_plain, kernels
 
 
 class FusedSequential(nn.Sequential):
@@ -41,13 +41,11 @@ def _kernels_for(norm: nn.BatchNorm2d, x: Tensor) -> Kernels | None:
     fits = (
         norm.training
         and norm.momentum is not None
-        and type(x) is Tensor
-        and x.device.type == "cpu"
         and x.dtype == torch.float32 == norm.weight.dtype
         and x.dim() == 4
         and x.numel() > x.shape[1] == norm.num_features
+        and are_plain(x, norm.weight, norm.bias)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
         and not _hooked(norm)
     )
     return kernels() if fits else None

@@ -165,7 +165,7 @@ class ActorCritic(nn.Module):
         return logits.float(), values.float()
 
     def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = self.actor.weight.dtype
+        dtype = next(self.parameters()).dtype
         times = pixels.shape[-1] // self.frame_shape[-1]
         if times == 1:
             frames = unit_frames(pixels, dtype)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from a2d_lightning.native import are_plain
+
 
 class PointwiseConv(nn.Conv2d):
     """``nn.Conv2d`` of 1x1 kernels without bias.
@@ -28,11 +30,8 @@ class PointwiseConv(nn.Conv2d):
     def _fits(self, x: Tensor) -> bool:
         return (
             not torch.is_grad_enabled()
-            and x.device.type == "cpu"
             and x.dtype == self.weight.dtype == torch.float32
-            and type(x) is Tensor
+            and are_plain(x, self.weight)
             and x.is_contiguous(memory_format=torch.channels_last)
             and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from a2d_lightning.native import kernels
+from a2d_lightning.native import are_plain, kernels
 
 
 def unit_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
@@ -13,14 +13,7 @@ def unit_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
         pixels: uint8 ``[B, stack, h, w]``.
         dtype: of the result.
     """
-    fits = (
-        pixels.device.type == "cpu"
-        and pixels.dtype == torch.uint8
-        and dtype == torch.float32
-        and type(pixels) is Tensor
-        and pixels.is_contiguous()
-        and not torch.compiler.is_compiling()
-    )
+    fits = pixels.dtype == torch.uint8 and dtype == torch.float32 and are_plain(pixels) and pixels.is_contiguous()
     run = kernels() if fits else None
     if run is None:
         return pixels.to(dtype, memory_format=torch.channels_last) / 255.0

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from a2d_lightning.native import Kernels, addresses, kernels
+from a2d_lightning.native import Kernels, addresses, are_plain, kernels
 
 
 def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
@@ -19,12 +19,11 @@ def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     first = terms[0]
     fits = (
         weights.ndim == 1
-        and first.device.type == "cpu"
         and weights.dtype == torch.float32
-        and all(type(term) is Tensor and term.dtype == torch.float32 for term in terms)
+        and all(term.dtype == torch.float32 for term in terms)
+        and are_plain(weights, *terms)
         and first.is_contiguous(memory_format=torch.channels_last)
         and all(term.stride() == first.stride() and term.shape == first.shape for term in terms)
-        and not torch.compiler.is_compiling()
     )
     run = kernels() if fits else None
     if run is None:

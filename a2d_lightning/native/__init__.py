@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from a2d_lightning.parking import gcc_openmp
 
@@ -20,6 +22,9 @@ SMALL = 2**14
 """Elements of a tensor that one thread works on."""
 
 _POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
+
+
+_TYPES = (Tensor, torch.nn.Parameter)
 
 
 class Kernels:
@@ -64,6 +69,24 @@ def addresses(tensors: Sequence[Tensor]) -> Any:
 def sizes(tensors: Sequence[Tensor]) -> Any:
     """Their elements, as an array in C."""
     return (ctypes.c_long * len(tensors))(*[tensor.numel() for tensor in tensors])
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Return whether tensors lie on the CPU as torch's own and nothing watches what is done with them.
+
+    Tracing, compiling, exporting and functorch's transforms see torch's operations alone: what a kernel writes would be
+    missing from what they make.
+    """
+    for tensor in tensors:  # this is asked for every layer; generators cost twice as much
+        if type(tensor) not in _TYPES or not tensor.is_cpu:
+            return False
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+        or (torch._C._len_torch_dispatch_stack() > 0 and get_proxy_mode() is not None)
+    )
 
 
 @functools.cache
