@@ -28,7 +28,7 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def _processor() -> str:
     described = Path("/proc/cpuinfo")
     if described.is_file():
-        for line in described.read_text().splitlines():
+        for line in described.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

@@ -208,7 +208,7 @@ def _check_seed(args: list[str]) -> None:
 def _mapping(value: str) -> dict[str, Any] | None:
     """Return the mapping that a file or an argument in JSON holds."""
     try:
-        content = yaml.safe_load(value if value.startswith("{") else Path(value).read_text())
+        content = yaml.safe_load(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None

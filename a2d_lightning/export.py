@@ -61,7 +61,7 @@ def _score(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         return {name: content[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"--test: {path!r} is not the JSON that a test writes.") from error

@@ -94,7 +94,7 @@ class Heartbeats:
         status = Path(f"/proc/{pid}/stat")
         try:
             os.kill(pid, 0)
-            return status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z"
+            return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
         except ProcessLookupError:
             return True
         except OSError:

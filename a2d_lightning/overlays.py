@@ -50,7 +50,7 @@ def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise SettingError(f"--config: {path!r} is not YAML ({error}).") from error
     except OSError as error:

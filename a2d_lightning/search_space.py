@@ -201,7 +201,7 @@ class Architecture:
             SettingError: missing, broken, of another version, or with operators that are not in the search space.
         """
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise SettingError(
                 f"model.architecture: {str(path)!r} cannot be read ({error.strerror}); "

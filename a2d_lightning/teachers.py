@@ -140,6 +140,8 @@ def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: 
     check_teacher(card, teacher, game, frame_shape, num_actions)
     agent = card.build()
     load_weights(agent, weights, str(path))
+    if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
+        raise SettingError(f"model.teacher: {teacher!r} has weights that are not finite ({broken[0]}); take another.")
     return FrozenTeacher(agent)
 
 

@@ -74,7 +74,7 @@ def take_turn(setup: Setup, threads: int, env_steps: int) -> float:
 def draw(rates: dict[Setup, list[float]], output: Path) -> None:
     """``scaling.csv``, a line a turn, and ``scaling.png``."""
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / "scaling.csv", "w", newline="") as file:
+    with open(output / "scaling.csv", "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
         lines.writerow([*(field.name for field in fields(Setup)), "round", "env_steps_per_second"])
         for setup, values in rates.items():

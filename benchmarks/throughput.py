@@ -195,7 +195,7 @@ def ratio(group: Seconds, above: list[str], below: list[str]) -> tuple[float, st
 def write(seconds: dict[str, Seconds], output: Path) -> None:
     """``throughput.csv``, a line a turn, and ``throughput.png``."""
     output.mkdir(parents=True, exist_ok=True)
-    with open(output / "throughput.csv", "w", newline="") as file:
+    with open(output / "throughput.csv", "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["group", "contestant", "round", "turn", "seconds_a_rollout", "env_steps_per_second"])
         for group, members in seconds.items():

@@ -104,10 +104,12 @@ class RunCheckpoint(Checkpoint):
                 "search val/derived_score."
             )
         score = float(trainer.callback_metrics[self.monitor])
-        if score > self.best_score:
+        path = self._folder(trainer) / "best.ckpt"
+        lost = trainer.is_global_zero and not path.is_file()  # somebody has deleted it
+        if score > self.best_score or any_rank(torch.tensor([lost], device=trainer.strategy.root_device)).item():
             self.best_score = score
             with INTERRUPTION.saving:
-                trainer.save_checkpoint(self._folder(trainer) / "best.ckpt", weights_only=False)
+                trainer.save_checkpoint(path, weights_only=False)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Has the state after the evaluation saved, as soon as the next rollout is asked for."""

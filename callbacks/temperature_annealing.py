@@ -7,6 +7,9 @@ import lightning as L
 from a2d_lightning.errors import SettingError
 from callbacks.search_only import search_module
 
+LOWEST = 1e-3
+"""Sharper draws are single paths to the last digit."""
+
 
 class TemperatureAnnealing(L.Callback):
     """tau = initial * decay ^ floor(num_decays * env_steps / total_env_steps).
@@ -28,6 +31,12 @@ class TemperatureAnnealing(L.Callback):
             raise SettingError(
                 f"TemperatureAnnealing: initial {initial} must be positive, decay {decay} in (0, 1] and num_decays "
                 f"{num_decays} not negative."
+            )
+        final = initial * decay**num_decays
+        if final < LOWEST:
+            raise SettingError(
+                f"TemperatureAnnealing: tau would end at {final:.3g}, and weights of draws overflow below {LOWEST:g}; "
+                f"raise decay {decay} or lower num_decays {num_decays}."
             )
         self.initial = initial
         self.decay = decay

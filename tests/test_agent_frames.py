@@ -50,7 +50,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_from_its_teacher(student: Path) -> None:
-    with open(student / "metrics.csv") as file:
+    with open(student / "metrics.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5
     # a teacher that plays well is far from a first policy, which is uniform

@@ -109,7 +109,15 @@ def test_a_shorter_search_shrinks_the_schedule() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"initial": 0.0}, {"initial": -1.0}, {"decay": 0.0}, {"decay": 1.1}, {"decay": -0.5}, {"num_decays": -1}],
+    [
+        {"initial": 0.0},
+        {"initial": -1.0},
+        {"decay": 0.0},
+        {"decay": 1.1},
+        {"decay": -0.5},
+        {"num_decays": -1},
+        {"decay": 0.5},
+    ],
 )
 def test_impossible_temperatures_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="TemperatureAnnealing") as refusal:

@@ -89,7 +89,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Search:
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "metrics.csv") as file:
+    with open(folder / "metrics.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

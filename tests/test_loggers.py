@@ -24,7 +24,7 @@ def test_it_holds_what_lightnings_own_would(tmp_path):
                 step += 1
                 logger.log_metrics(row, step=step)
             logger.save()
-        with open(tmp_path / kind.__name__ / "metrics.csv", newline="") as file:
+        with open(tmp_path / kind.__name__ / "metrics.csv", encoding="utf-8", newline="") as file:
             written.append(list(csv.DictReader(file)))
     assert written[0] == written[1]
     assert [row["step"] for row in written[1]] == ["1", "2", "3", "4", "5", "6"]
@@ -76,5 +76,5 @@ def test_the_terminal_has_the_metrics_of_the_last_second_or_of_the_last_logging_
     )
     fit("teacher", tmp_path, 100, *CATCH_ARGS, "--trainer.log_every_n_steps", "3")
     assert seen == shown
-    with open(tmp_path / "metrics.csv", newline="") as file:
+    with open(tmp_path / "metrics.csv", encoding="utf-8", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["loss/total"]] == ["60"]

@@ -88,7 +88,7 @@ def test_a_resumed_run_keeps_the_earlier_metrics_and_counts_on(tmp_path):
     fit("teacher", tmp_path, 400, "--ckpt_path", "last")
 
     def steps(name: str) -> list[int]:
-        with open(tmp_path / name) as file:
+        with open(tmp_path / name, encoding="utf-8") as file:
             return [int(float(row["step"])) for row in csv.DictReader(file)]
 
     assert steps("metrics-0.csv") == list(range(ROLLOUT, 201, ROLLOUT))
@@ -98,7 +98,7 @@ def test_a_resumed_run_keeps_the_earlier_metrics_and_counts_on(tmp_path):
 def test_the_learning_rate_goes_on_where_it_stood(tmp_path):
     fit("teacher", tmp_path, 200)
     fit("teacher", tmp_path, 400, "--ckpt_path", "last")
-    with open(tmp_path / "metrics.csv") as file:
+    with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
         rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
     # the update that starts at step s uses 1e-3 (1 - 0.9 (s / 400 - 1/3) / (2/3)); the first starts at 200
     expected = [1e-3 * (1 - 0.9 * (s / 400 - 1 / 3) / (2 / 3)) for s in range(200, 400, ROLLOUT)]
@@ -110,7 +110,7 @@ def metrics(run_dir: Path) -> list[dict[str, str]]:
     rows = []
     for name in ("metrics-0.csv", "metrics-1.csv", "metrics.csv"):
         if (run_dir / name).exists():
-            with open(run_dir / name) as file:
+            with open(run_dir / name, encoding="utf-8") as file:
                 rows += list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if v and k != "progress/env_steps_per_second"} for row in rows]
 
@@ -260,6 +260,18 @@ def test_the_best_goes_on_as_the_run_did(tmp_path):
         assert same(whole[name], parts[name]), name
 
 
+def test_a_best_that_somebody_deleted_is_written_at_the_next_evaluation(tmp_path):
+    args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200", "--trainer.limit_val_batches", "1"]
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    fit("teacher", tmp_path, 200, *args)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    saved["callbacks"]["RunCheckpoint"]["best_score"] = 2.0  # out of reach: no game scores more than 1
+    torch.save(saved, tmp_path / "checkpoints" / "last.ckpt")
+    best.unlink()
+    fit("teacher", tmp_path, 400, *args, "--ckpt_path", "last")
+    assert torch.load(best, weights_only=True)["env_steps"] == 400
+
+
 def test_games_go_on_whichever_module_registers_them(tmp_path, caplog):
     fit("teacher", tmp_path, 200, *CATCH_ARGS)
     with caplog.at_level("INFO"):
@@ -314,7 +326,7 @@ def test_games_that_somebody_made_up_are_refused_in_one_line(tmp_path, capsys):
 def test_settings_of_the_command_line_win_over_the_checkpoints(tmp_path):
     fit("teacher", tmp_path, 100)
     fit("teacher", tmp_path, 200, "--ckpt_path", "last", "--model.entropy_coefficient", "0")
-    with open(tmp_path / "metrics.csv") as file:
+    with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
         row = next(csv.DictReader(file))
     policy, value = float(row["loss/policy"]), float(row["loss/value"])
     assert float(row["loss/total"]) == pytest.approx(policy + value, abs=1e-6)

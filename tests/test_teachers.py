@@ -202,6 +202,15 @@ def test_a_card_of_wrong_fields_is_refused(path: Path, field: str, value: Any) -
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_teacher_whose_weights_are_not_finite_is_refused(path: Path, broken: float) -> None:
+    agent = CARD.build()
+    with torch.no_grad():
+        agent.critic.weight[0, 3] = broken
+    write_agent(path, agent, CARD.to_dict())
+    assert "weights that are not finite (critic.weight)" in refusal(path)
+
+
 def test_weights_of_other_shapes_are_refused(path: Path) -> None:
     other = ActorCritic(nn.Sequential(nn.Flatten(), nn.Linear(4 * 42 * 42, 8)), FRAME, 6)
     write_agent(path, other, CARD.to_dict())

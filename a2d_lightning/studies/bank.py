@@ -183,7 +183,7 @@ class Recipe:
             write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
             return
         try:
-            earlier = _flat(json.loads(path.read_text()))
+            earlier = _flat(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise SettingError(f"--output: {str(path)!r} is damaged; restore it, or choose another folder.") from error
         now = _flat(content)

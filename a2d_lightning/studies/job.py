@@ -90,7 +90,7 @@ Ended = tuple[Job, int, float]
 
 def _arguments(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(json.loads(path.read_text())["arguments"])
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["arguments"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"run_dir: {str(path)!r} is damaged; delete its folder to train that job again.") from error
 

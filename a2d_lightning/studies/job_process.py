@@ -91,8 +91,8 @@ def _redirect_output(job: Job) -> None:
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
     os.close(handle)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (open until the process ends)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 (open until the process ends)
+    sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 (open until the process ends)
+    sys.stderr = open(2, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115 (open until the process ends)
 
 
 def _stop_with_parent() -> None:

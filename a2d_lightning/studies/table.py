@@ -47,7 +47,7 @@ def read_table(path: Path) -> list[Row]:
         SettingError: it is missing, or not a bank's table.
     """
     try:
-        with open(path, newline="") as file:
+        with open(path, encoding="utf-8", newline="") as file:
             content = list(csv.DictReader(file))
         return [_row(values) for values in content]
     except OSError as error:

@@ -48,7 +48,7 @@ def test_an_update_that_is_skipped_is_counted(stage, args, poisoned, tmp_path, c
     assert saved["env_steps"] == 200
     assert saved["skipped_updates"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
-    with open(tmp_path / "metrics.csv") as file:
+    with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
         counts = [row["skipped_updates"] for row in csv.DictReader(file)]
     assert counts[-1] == "2.0"
     for step in (60, 100):
