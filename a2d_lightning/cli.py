@@ -37,7 +37,7 @@ from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.parse_errors import one_line
 from a2d_lightning.real_run import leaves_files
 from a2d_lightning.run_folder import RUN_FOLDER
-from a2d_lightning.teachers import read_agent
+from a2d_lightning.teachers import bundled_teachers, load_weights, read_agent
 
 LINKED = {
     "game": "data.game",
@@ -153,6 +153,10 @@ class A2DCLI(LightningCLI):
             _claim(run_dir)
         else:
             kwargs["verbose"] = False  # after_test prints
+        agent_file = bundled_teachers().get(str(kwargs.get("ckpt_path"))) or Path(str(kwargs.get("ckpt_path")))
+        if agent_file.suffix == ".safetensors":
+            self._load_agent(agent_file)
+            return {**kwargs, "ckpt_path": None}
         kwargs["ckpt_path"] = _checkpoint(kwargs.get("ckpt_path"), checkpoints)
         if kwargs["ckpt_path"] is None:
             if subcommand == "fit":
@@ -160,6 +164,17 @@ class A2DCLI(LightningCLI):
             elif not isinstance(self.model, RandomModule):
                 raise SettingError(f"--ckpt_path: `{subcommand}` needs one: a path, or best or last of --run_dir.")
         return kwargs
+
+    def _load_agent(self, path: Path) -> None:
+        """Give the model the weights of an exported agent."""
+        if self.subcommand == "fit":
+            raise SettingError(f"--ckpt_path: {str(path)!r} is an agent without the state of a run; name a checkpoint.")
+        if not path.is_file():
+            raise SettingError(f"--ckpt_path: there is no agent {str(path)!r}; give a path or a bundled name.")
+        card, weights = read_agent(path)
+        card.check_settings(self.model.card())
+        load_weights(self.model.agent, weights, str(path))
+        self.model.env_steps = card.env_steps
 
     def after_test(self) -> None:
         """Prints the score and writes ``run_dir/test-<actions>.json``."""

@@ -81,6 +81,19 @@ class AgentCard:
             *(architecture.get("plan"), architecture.get("operators")),
         )
 
+    def check_settings(self, mine: "AgentCard") -> None:
+        """Compare with the card of the agent that a run's settings make.
+
+        Raises:
+            SettingError: they differ.
+        """
+        for name, its, ours in zip(IDENTITY, self.identity(), mine.identity(), strict=True):
+            if its != ours:
+                raise SettingError(
+                    f"ckpt_path: the checkpoint's {name} is {its}, the settings say {ours}; give the config it was "
+                    "trained with."
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""
         return {**asdict(self), "frame_shape": list(self.frame_shape)}

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from test_resume import CATCH_ARGS, fit
 from torch import Tensor
 
+from a2d_lightning.cli import main
 from a2d_lightning.errors import SettingError
 from a2d_lightning.export import export
 from a2d_lightning.macs import count_macs
@@ -126,3 +128,70 @@ def test_a_wrong_test_file_is_refused(tmp_path: Path, content: str | None) -> No
 def test_a_missing_checkpoint_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--ckpt_path: there is no checkpoint"):
         export(["--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "agent")])
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained agent of Catch, as ``export`` writes it; its checkpoint lies in ``run``."""
+    folder = tmp_path_factory.mktemp("exported")
+    fit("teacher", folder / "run", 100, *CATCH_ARGS)
+    checkpoint = folder / "run" / "checkpoints" / "last.ckpt"
+    export(["--ckpt_path", str(checkpoint), "--output", str(folder / "agent")])
+    return folder
+
+
+def played(command: str, run_dir: Path, ckpt_path: Path | str, *args: str) -> None:
+    """Run ``test`` or ``validate`` of Catch's agent."""
+    configs = ["--config", "configs/teacher.yaml", "--config", "configs/scale/smoke.yaml", *CATCH_ARGS]
+    main(
+        [
+            command,
+            *configs,
+            "--data.evaluation_games",
+            "8",
+            "--run_dir",
+            str(run_dir),
+            *args,
+            "--ckpt_path",
+            str(ckpt_path),
+        ]
+    )
+
+
+def test_an_exported_agent_is_tested_like_its_checkpoint(exported: Path, tmp_path: Path) -> None:
+    for name, file in (("a", exported / "agent.safetensors"), ("b", exported / "run" / "checkpoints" / "last.ckpt")):
+        played("test", tmp_path / name, file)
+    results = [json.loads((tmp_path / name / "test-sampled.json").read_text(encoding="utf-8")) for name in "ab"]
+    assert results[0] == results[1]
+    assert (results[0]["games"], results[0]["env_steps"]) == (8, 100)
+    played("validate", tmp_path / "c", exported / "agent.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "named"),
+    [
+        ("test", ["--model.network", "vanilla"], "the checkpoint's network is"),
+        ("fit", [], "an agent without the state of a run"),
+    ],
+)
+def test_an_exported_agent_that_does_not_fit_is_refused_in_a_line(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, args: list[str], named: str
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        played(command, tmp_path / "run", exported / "agent.safetensors", *args)
+    assert refused.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert named in line
+
+
+def test_a_bundled_agent_is_tested_by_its_name(tmp_path: Path) -> None:
+    configs = [
+        "--config",
+        "configs/teacher.yaml",
+        "--config",
+        "configs/scale/laptop.yaml",
+        "--model.network",
+        "four_conv",
+    ]
+    args = ["--trainer.fast_dev_run", "1", "--data.evaluation_games", "1", "--data.max_env_steps_per_game", "50"]
+    main(["validate", *configs, *args, "--ckpt_path", "pong_four_conv_42", "--run_dir", str(tmp_path)])

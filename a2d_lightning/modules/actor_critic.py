@@ -33,7 +33,7 @@ from a2d_lightning.policy import ActionChoice
 from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.schemes import Metrics
 from a2d_lightning.search_space import FrameShape
-from a2d_lightning.teachers import IDENTITY, AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
 
 RECENT_GAMES = 100
 
@@ -386,14 +386,7 @@ class ActorCriticModule(EvaluatedModule):
         """
         if "weight_updates" not in checkpoint or "agent_card" not in checkpoint:
             raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning.")
-        saved = AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path")
-        mine = self.card()
-        for name, its, ours in zip(IDENTITY, saved.identity(), mine.identity(), strict=True):
-            if its != ours:
-                raise SettingError(
-                    f"ckpt_path: the checkpoint's {name} is {its}, the settings say {ours}; give the config it was "
-                    "trained with."
-                )
+        AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path").check_settings(self.card())
         self._optimizer_settings.read(checkpoint)
         mine_by_name = self.state_dict()
         for name, tensor in checkpoint.get("state_dict", {}).items():
