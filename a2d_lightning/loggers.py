@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from a2d_lightning.atomic_file import write_atomically
 
 
-class MetricsFile(CSVLogger):
+class OnEnvSteps(Logger):
+    """Log everything against environment steps, whatever else a callback of Lightning's counts."""
+
+    clock: Callable[[], int] | None = None
+    """Environment steps so far; a module sets it when its training begins."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """See Lightning's."""
+        super().log_metrics(metrics, step if self.clock is None else self.clock())  # type: ignore[safe-super]
+
+
+class MetricsFile(OnEnvSteps, CSVLogger):
     """Lightning's CSVLogger, with a file that holds whole rows at any moment.
 
     Lightning's own empties the file when a new column comes and writes it again: a kill in between loses all rows. It
@@ -61,7 +72,7 @@ class _Writer(ExperimentWriter):
             self.metrics_keys, self.metrics = columns, []
 
 
-class TensorBoardFile(TensorBoardLogger):
+class TensorBoardFile(OnEnvSteps, TensorBoardLogger):
     """Lightning's TensorBoardLogger, which ends when the disk is full: TensorBoard's thread is gone by then, and raises
     its error at whatever is logged next."""
 

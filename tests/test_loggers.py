@@ -8,6 +8,7 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from test_resume import CATCH_ARGS, fit
 
+from a2d_lightning.curves import read_metrics
 from a2d_lightning.loggers import MetricsFile
 from a2d_lightning.modules import actor_critic
 from a2d_lightning.modules.actor_critic import ActorCriticModule
@@ -33,6 +34,7 @@ def test_it_holds_what_lightnings_own_would(tmp_path):
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from a2d_lightning.curves import read_metrics
 from a2d_lightning.loggers import MetricsFile
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -78,3 +80,14 @@ def test_the_terminal_has_the_metrics_of_the_last_second_or_of_the_last_logging_
     assert seen == shown
     with open(tmp_path / "metrics.csv", encoding="utf-8", newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["loss/total"]] == ["60"]
+
+
+def test_rows_of_lightnings_callbacks_have_the_same_clock(tmp_path):
+    args = [*CATCH_ARGS, "--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
+    fit("teacher", tmp_path, 100, *args)
+    fit("teacher", tmp_path, 200, *args, "--ckpt_path", "last")
+    metrics = read_metrics(tmp_path)
+    rates = next(series for name, series in metrics.items() if name.startswith("lr-"))
+    # the monitor logs before each of ten rollouts of 20 steps, the module after it
+    assert [step for step, _ in rates] == list(range(0, 200, 20))
+    assert [step for step, _ in metrics["loss/policy"]] == list(range(20, 201, 20))

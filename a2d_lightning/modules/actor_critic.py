@@ -23,6 +23,7 @@ from a2d_lightning.algorithms import A2C, Algorithm, Minibatch, joint_forward
 from a2d_lightning.distillation import DistillationMode, distillation_terms, trains_critic
 from a2d_lightning.errors import NonFiniteError, SettingError
 from a2d_lightning.finite import check_finite, keep_rollout
+from a2d_lightning.loggers import OnEnvSteps
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
@@ -198,6 +199,9 @@ class ActorCriticModule(EvaluatedModule):
         for teacher in self._teacher:
             teacher.to(self.device)
         self._optimizer_settings.keep(self.trainer.optimizers)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, OnEnvSteps):
+                logger.clock = lambda: self.env_steps
 
     def on_train_start(self) -> None:
         """A run whose budget is spent does not start again, unless it was stopped before its last evaluation."""
