@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -46,6 +47,8 @@ LINKED = {
     "total_env_steps": "data.total_env_steps",
 }
 """What the model takes from the data, and the setting that decides it."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test")
 
 COMMANDS = {
     "export": "a2d_lightning.export",
@@ -104,7 +107,7 @@ class A2DCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """``predict`` has no meaning here."""
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and what the model takes from the data."""
@@ -207,6 +210,30 @@ def _claim(run_dir: Path) -> None:
     RUN_FOLDER.claim(run_dir)
 
 
+def _check_command(args: list[str]) -> None:
+    known = (*TRAINER_COMMANDS, *COMMANDS)
+    if args and not args[0].startswith("-") and args[0] not in known:
+        raise SettingError(f"there is no command {args[0]!r}; there are {', '.join(known)}.")
+
+
+def whole_numbers(args: list[str]) -> list[str]:
+    """Write whole numbers like 1e6 in full: YAML files may have them for counts, and so may the command line."""
+
+    def in_full(value: str) -> str:
+        is_whole = re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value) and float(value).is_integer()
+        return str(int(float(value))) if is_whole else value
+
+    written, option = [], ""
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if arg.startswith("--"):
+            written.append(name + equals + in_full(value))
+        else:
+            written.append(in_full(arg) if option.startswith(("--data.", "--model.", "--trainer.")) else arg)
+        option = arg
+    return written
+
+
 def _check_seed(args: list[str]) -> None:
     """Refuse a seed of the model, which the link to ``seed_everything`` replaces while arguments are parsed."""
     seeds = ("--model.seed", "--model.init_args.seed")
@@ -283,7 +310,8 @@ def main(args: list[str] | None = None) -> None:
             command = importlib.import_module(COMMANDS[args[0]])
             getattr(command, args[0])(args[1:])
         else:
-            args = expand_overlays(args)
+            _check_command(args)
+            args = expand_overlays(whole_numbers(args))
             _check_seed(args)
             A2DCLI(args)
     except Interrupted as signal:
@@ -306,7 +334,12 @@ def main(args: list[str] | None = None) -> None:
 
 def _quieten() -> None:
     """Leaves out what a user can do nothing about."""
-    for message in (".*isinstance.treespec, LeafSpec.*", ".*args parameter is intended.*", ".*Previous log files.*"):
+    for message in (
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*args parameter is intended.*",
+        ".*dataloader is not resumable.*",  # it is, to the last bit, in a way that Lightning does not know
+        ".*Grad strides do not match bucket view strides.*",  # channels_last weights
+    ):
         warnings.filterwarnings("ignore", message=message)
     noise = ("litlogger", "litmodels", "`Trainer.fit` stopped")
     messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -65,9 +65,11 @@ def atari_rom(game: str) -> str:
     by_key = {_squeeze(rom): rom for rom in atari_games()}
     if wanted in by_key:
         return by_key[wanted]
-    near = difflib.get_close_matches(wanted, by_key, n=3, cutoff=0.6)
+    registered = [env_id for env_id in gymnasium.registry if is_gymnasium_id(env_id)]
+    near = difflib.get_close_matches(game, registered, n=2, cutoff=0.8)
+    near = near or [by_key[key] for key in difflib.get_close_matches(wanted, by_key, n=3, cutoff=0.6)]
     hint = (
-        f"did you mean {' or '.join(by_key[key] for key in near)}?"
+        f"did you mean {' or '.join(near)}?"
         if near
         else "for another Gymnasium environment give its id with the version, as it is registered."
     )

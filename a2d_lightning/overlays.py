@@ -22,16 +22,28 @@ def expand_overlays(args: list[str]) -> list[str]:
     """Command line arguments with each overlay replaced by its content for the model that the arguments choose.
 
     Raises:
-        SettingError: a config file is missing, not YAML, or its ``per_model`` is no mapping.
+        SettingError: a config file is missing, not YAML or before its stage, or its ``per_model`` is no mapping.
     """
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else (arg,))]
     places = [i for i, arg in enumerate(args) if arg in ("--config", "-c") and i + 1 < len(args)]
     contents = {i: _read(args[i + 1]) for i in places}
     model = _model_name(args, list(contents.values()))
+    _check_order([(args[i + 1], content) for i, content in contents.items()])
     for i, content in contents.items():
         if PER_MODEL in content:
             args[i + 1] = json.dumps(_for_model(content, model, args[i + 1]))
     return args
+
+
+def _check_order(configs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse an overlay before the stage that it changes, which would replace the overlay's settings."""
+    overlay = None
+    for path, content in configs:
+        model = content.get("model")
+        if overlay is not None and isinstance(model, dict) and "class_path" in model:
+            raise SettingError(f"--config: {overlay} is an overlay and comes before {path}; give it after the stage.")
+        if PER_MODEL in content:
+            overlay = path
 
 
 def merged_configs(paths: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,18 @@ import difflib
 import re
 from collections.abc import Sequence
 
+ELSEWHERE = {
+    "model.tau": "tau is annealed by trainer.callbacks' TemperatureAnnealing: its initial, decay and num_decays.",
+    "trainer.gradient_clip_val": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
+    "trainer.gradient_clip_algorithm": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
+}
+"""Settings that users of Lightning or readers of the paper expect, and where they are here."""
+
+NO_MODEL = (
+    "--config: a stage is required, configs/teacher.yaml, configs/search.yaml or configs/retrain.yaml, or a --model; "
+    "overlays come after it."
+)
+
 
 def one_line(message: str, known_settings: Sequence[str]) -> str:
     """The innermost reason of ``message``, with near matches for a key that does not exist.
@@ -13,6 +25,10 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
         known_settings: dotted names (``data.game``) to suggest from.
     """
     text = " ".join(message.split())
+    if re.fullmatch(r"the following arguments are required: \w+\.model", text):
+        return NO_MODEL
+    if "gradient clipping is not supported for manual optimization" in text:
+        return f"trainer.gradient_clip_val: {ELSEWHERE['trainer.gradient_clip_val']}"
     unrecognized = re.search(r"[Uu]nrecognized arguments: --?(\S+?)(?:[= ].*)?$", text)
     if unrecognized:
         return _unknown(unrecognized[1], known_settings)
@@ -35,11 +51,15 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
     told = given.startswith("Namespace(") or "Got value" in reason
     if given and not told and not re.search(rf"(?<![\w.]){re.escape(given)}(?![\w.])", reason):
         reason = f"{reason} (given: {given})"
+    if wanted := re.fullmatch(r"Expected a <class 'list'>\. Got value: (.+)", reason):
+        reason = f"{wanted[1]} is no list; write [a,b], without blanks."
     return f"{'.'.join(keys)}: {reason}"
 
 
 def _unknown(name: str, known_settings: Sequence[str]) -> str:
     name = name.replace(".init_args", "")
+    if name in ELSEWHERE:
+        return f"{name}: there is no such setting; {ELSEWHERE[name]}"
     near = difflib.get_close_matches(name, known_settings, n=2, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "`python -m a2d_lightning fit --help` lists the settings."
     return f"{name}: there is no such setting; {hint}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from a2d_lightning.cli import main
+from a2d_lightning.cli import main, whole_numbers
 from a2d_lightning.parse_errors import one_line
 
 KNOWN = ["data.game", "data.num_envs", "model.gamma", "model.distillation"]
@@ -132,3 +132,59 @@ def test_a_message_that_is_one_line_stays(message: str) -> None:
 
 def test_lines_of_an_unknown_message_are_joined() -> None:
     assert one_line("first\n   second\n\tthird", KNOWN) == "first second third"
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        ([], ["--config", "configs/teacher.yaml", "configs/search.yaml", "configs/retrain.yaml"]),
+        (["--model", "SearchModule", "--model.tau", "0"], ["model.tau", "TemperatureAnnealing", "initial"]),
+        (["--trainer.gradient_clip_val", "1"], ["trainer.gradient_clip_val", "model.gradient_clip_norm"]),
+        (["--data.game", "CarRacing-v2"], ["CarRacing-v2", "did you mean CarRacing-v3"]),
+        (["--data.game", "Breakot"], ["Breakot", "did you mean breakout"]),
+        (["--data.num_envs", "1.5e0"], ["data.num_envs", "1.5e0"]),
+    ],
+    ids=str,
+)
+def test_what_is_elsewhere_is_named(told: Callable[..., str], args: list[str], named: list[str]) -> None:
+    config = str(Path(__file__).parents[1] / "configs" / "teacher.yaml")
+    stage = ["--config", config] if args and "--model" not in args else []
+    line = told(*stage, *args)
+    assert [word for word in named if word not in line] == [], line
+
+
+def test_an_overlay_before_its_stage_is_refused(told: Callable[..., str]) -> None:
+    configs = Path(__file__).parents[1] / "configs"
+    overlay, stage = str(configs / "scale" / "smoke.yaml"), str(configs / "teacher.yaml")
+    line = told("--config", overlay, "--config", stage)
+    assert line == f"--config: {overlay} is an overlay and comes before {stage}; give it after the stage."
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["nonsense"], "there is no command 'nonsense'; there are fit, validate, test, export,"),
+        (["compare", "--run_dirs", "a", "b", "--output", "x"], "run_dirs: a is no list; write [a,b], without blanks."),
+    ],
+)
+def test_commands_are_explained(capsys: pytest.CaptureFixture[str], args: list[str], named: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 2
+    assert f"error: {named}" in capsys.readouterr().err
+
+
+def test_counts_may_be_written_with_an_exponent() -> None:
+    given = [
+        "fit",
+        "--data.total_env_steps",
+        "1e6",
+        "--data.num_envs=3.2e1",
+        "--model.gamma",
+        "1e-1",
+        "--run_dir",
+        "1e6",
+    ]
+    assert whole_numbers(given) == [
+        *("fit", "--data.total_env_steps", "1000000", "--data.num_envs=32", "--model.gamma", "1e-1", "--run_dir", "1e6")
+    ]
