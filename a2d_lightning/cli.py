@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -131,9 +132,7 @@ class A2DCLI(LightningCLI):
         if self._get(self.config, "trainer").get("default_root_dir") is not None:
             raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
-        if self._get(self.config, "trainer").get("logger") in (None, True):
-            loggers = [TensorBoardFile(run_dir, name="", version=""), MetricsFile(run_dir, name="", version="")]
-            kwargs["logger"] = loggers if self.subcommand == "fit" else False
+        kwargs["logger"] = self._loggers(run_dir)
         plugins = self._get(self.config, "trainer").get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -143,6 +142,15 @@ class A2DCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run_dir / "checkpoints")
         return trainer
+
+    def _loggers(self, run_dir: Path) -> list[Logger] | bool:
+        """Return the loggers that the user asks for, with ``metrics.csv``, which ``curves`` and ``bank`` read."""
+        asked = self._get(self.config_init, "trainer").get("logger")
+        own = [] if asked in (None, True, False) else asked if isinstance(asked, list) else [asked]
+        if asked is False or self.subcommand != "fit":
+            return own or False
+        own = own or [TensorBoardFile(run_dir, name="", version="")]
+        return [*own, MetricsFile(run_dir, name="", version="")]
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would put the checkpoint's hyper-parameters over what the user asks for

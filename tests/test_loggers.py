@@ -91,3 +91,16 @@ def test_rows_of_lightnings_callbacks_have_the_same_clock(tmp_path):
     # the monitor logs before each of ten rollouts of 20 steps, the module after it
     assert [step for step, _ in rates] == list(range(0, 200, 20))
     assert [step for step, _ in metrics["loss/policy"]] == list(range(20, 201, 20))
+
+
+@pytest.mark.parametrize("asked", [["--trainer.logger"], ["--trainer.logger+"]])
+def test_metrics_are_written_beside_a_logger_of_the_users(tmp_path, asked):
+    logger = ["lightning.pytorch.loggers.TensorBoardLogger", "--trainer.logger.save_dir", str(tmp_path / "own")]
+    fit("teacher", tmp_path / "run", 100, *CATCH_ARGS, *asked, *logger)
+    assert list((tmp_path / "own").rglob("events.*"))
+    assert [step for step, _ in read_metrics(tmp_path / "run")["loss/policy"]] == list(range(20, 101, 20))
+
+
+def test_no_logs_are_written_where_none_are_wanted(tmp_path):
+    fit("teacher", tmp_path, 100, *CATCH_ARGS, "--trainer.logger", "false")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == ["checkpoints", "config.yaml"]
