@@ -312,7 +312,7 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     _quieten()
     keep_freed_memory()
-    INTERRUPTION.catch_signals()
+    INTERRUPTION.catch_signals(ends_process=True)
     try:
         if args[:1] and args[0] in COMMANDS:
             command = importlib.import_module(COMMANDS[args[0]])

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +29,9 @@ class Interruption:
     """What this process was asked; one for each process, since signals are.
 
     A thread listens, as Python tells the main one of a signal only between two calls into torch, and a backward can
-    take longer than a scheduler waits. It ends the process at a second Ctrl-C, and after ``grace_seconds`` if it is
-    still busy.
+    take longer than a scheduler waits. In a run of the command line it ends the process at a second Ctrl-C, and after
+    ``grace_seconds`` if the run is still busy. Where the package is a library it never does: a second Ctrl-C is a
+    KeyboardInterrupt, and the handlers of before are back when ``fit`` returns.
     """
 
     def __init__(self) -> None:
@@ -45,35 +45,56 @@ class Interruption:
         """Held while a checkpoint is written."""
         self.heard: Callable[[int], None] | None = None
         """Told of the first signal, from the thread."""
-        self._ears: socket.socket | None = None
+        self._ends_process = self._ctrl_c = False
+        self._over = threading.Event()
+        self._mouth: int | None = None
+        self._wakeup_before = -1
         self._handlers: dict[int, Any] = {}
 
-    def catch_signals(self) -> None:
-        """Notes signals from now on, in place of whoever handled them; only the main thread can."""
+    @property
+    def is_catching(self) -> bool:
+        """Whether signals are noted."""
+        return bool(self._handlers)
+
+    def catch_signals(self, ends_process: bool = False) -> None:
+        """Note signals from now on, in place of whoever handled them; only the main thread can.
+
+        Args:
+            ends_process: whether the process is a run of the command line; of no meaning where signals are caught
+                already.
+        """
         if threading.current_thread() is not threading.main_thread():
             return
-        if self._ears is None:
-            self._ears, mouth = socket.socketpair()
+        if self._mouth is None:
+            ears, mouth = socket.socketpair()
             mouth.setblocking(False)
-            signal.set_wakeup_fd(mouth.detach(), warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, args=[self._ears], daemon=True, name="signals").start()
+            self._mouth = mouth.detach()
+            threading.Thread(target=self._listen, args=[ears], daemon=True, name="signals").start()
+        if not self.is_catching:
+            self._ends_process = ends_process
+            self._over = threading.Event()
+            self._wakeup_before = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
         for signum in SIGNALS:
-            handler = signal.signal(signum, _do_nothing)
+            handler = signal.signal(signum, self._handle)
             self._handlers.setdefault(signum, handler)
 
     def catch_signals_again(self) -> None:
         """Where a library has put handlers of its own in the place of those that were caught."""
-        if self._handlers:
+        if self.is_catching:
             self.catch_signals()
 
     def leave_signals(self) -> None:
-        """Gives signals back to whoever handled them."""
+        """Give signals back to whoever handled them, and forget those that came."""
+        if self.is_catching:
+            signal.set_wakeup_fd(self._wakeup_before)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers.clear()
+        self._over.set()
+        self.asked_by, self.heard = "", None
 
     def check(self) -> None:
-        """Stops here if the process was asked to.
+        """Stop here if the process was asked to.
 
         Raises:
             Interrupted: it was.
@@ -81,31 +102,35 @@ class Interruption:
         if self.asked_by:
             raise Interrupted(self.asked_by)
 
+    def _handle(self, signum: int, frame: Any) -> None:
+        """The thread hears of the signal by other means."""
+        if signum == signal.SIGINT and self.asked_by and not self._ends_process:
+            raise KeyboardInterrupt
+
     def _listen(self, ears: socket.socket) -> None:
-        ctrl_c = 0
         while signals := ears.recv(1):
             signum = signals[0]
-            if signum not in SIGNALS:
+            if signum not in SIGNALS or not self.is_catching:
                 continue
-            ctrl_c += signum == signal.SIGINT
-            if ctrl_c > 1:
-                os._exit(self.exit_status)
-            if not self.asked_by:
-                self.asked_by = signal.Signals(signum).name
-                threading.Thread(target=self._end_late, daemon=True, name="grace").start()
-                if self.heard is not None:
-                    self.heard(signum)
+            if self.asked_by:
+                if signum == signal.SIGINT and self._ends_process and self._ctrl_c:
+                    os._exit(self.exit_status)
+                self._ctrl_c |= signum == signal.SIGINT
+                continue
+            self._ctrl_c = signum == signal.SIGINT
+            self.asked_by = signal.Signals(signum).name
+            if self._ends_process:
+                threading.Thread(target=self._end_late, args=[self._over], daemon=True, name="grace").start()
+            if self.heard is not None:
+                self.heard(signum)
 
-    def _end_late(self) -> None:
-        time.sleep(self.grace_seconds)
+    def _end_late(self, over: threading.Event) -> None:
+        if over.wait(self.grace_seconds):
+            return
         self.saving.acquire(timeout=2.0)
         print(f"interrupted by {self.asked_by}: what was under way took too long and was dropped", file=sys.stderr)
         sys.stderr.flush()
         os._exit(self.exit_status)
-
-
-def _do_nothing(*_: Any) -> None:
-    """The thread hears of the signal by other means."""
 
 
 INTERRUPTION = Interruption()

@@ -46,7 +46,7 @@ class RunCheckpoint(Checkpoint):
         self.keep = keep
         self.monitor = monitor
         self.best_score = float("-inf")
-        self._evaluated = self._evaluating = False
+        self._evaluated = self._evaluating = self._catches = False
         self._saved_at = self._rollout_began_at = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
@@ -57,6 +57,7 @@ class RunCheckpoint(Checkpoint):
         epoch = trainer.fit_loop.epoch_loop
         if epoch.restarting and epoch.batch_progress.current.ready == 0:
             epoch.restarting = False  # to Lightning it is at the end of the epoch before, and counts that batch again
+        self._catches = self._catches or not INTERRUPTION.is_catching
         INTERRUPTION.catch_signals()  # Lightning has put its own handlers in place by now
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if environment is not None and not environment.creates_processes_externally:
@@ -64,6 +65,16 @@ class RunCheckpoint(Checkpoint):
             if trainer.local_rank > 0:
                 # with another status Lightning would kill the first process, whose status the scheduler sees
                 INTERRUPTION.exit_status = 0
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give signals back."""
+        self._leave_signals()
+
+    def _leave_signals(self) -> None:
+        """Give signals back where no command line has caught them; Lightning then puts back those it replaced."""
+        if self._catches:
+            INTERRUPTION.leave_signals()
+            self._catches = False
 
     def between_rollouts(self, trainer: L.Trainer) -> None:
         """Saves if it is time; called by the data when a rollout is done and the next one has not begun.
@@ -126,6 +137,7 @@ class RunCheckpoint(Checkpoint):
                 f"{self._folder(trainer)}: the end of the run could not be saved; make room and go on with --ckpt_path "
                 "last."
             )
+        self._leave_signals()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Has a run that is resumed before an evaluation play it: to Lightning, one that had begun."""
