@@ -108,7 +108,7 @@ def test_a_run_with_a_callback_that_keeps_numbers_of_numpy_resumes(tmp_path: Pat
     assert saved["callbacks"]["NumpyState"] == {"mean": 0.5}
 
 
-def test_a_run_that_cannot_be_saved_ends_with_a_line_after_its_first_rollout(
+def test_a_run_that_cannot_be_saved_ends_with_a_line_at_its_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
