@@ -24,9 +24,9 @@ SLOW_SECONDS = 4.0
 class RunCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``, as ``last-1.ckpt``, ``last-2.ckpt`` what it was before, and ``best.ckpt``.
 
-    The best is of the evaluation with the highest score. The last is saved at the start, every ``every_minutes``, before
-    and after each evaluation, at the end, and when the run is asked to stop by SIGTERM, SIGINT (Ctrl-C) or SIGUSR1. A
-    run resumed from any of them is the run that was never stopped.
+    The best is of the evaluation with the highest score. The last is saved at the start, every ``every_minutes``,
+    before and after each evaluation, at the end, and when the run is asked to stop by SIGTERM, SIGINT (Ctrl-C) or
+    SIGUSR1. A run resumed from any of them is the run that was never stopped.
 
     Own code: Lightning's ModelCheckpoint cannot save between two rollouts, keeps no earlier state of a file, and
     deletes what a checkpoint's content tells it to.
