@@ -46,6 +46,7 @@ class Interruption:
         self.heard: Callable[[int], None] | None = None
         """Told of the first signal, from the thread."""
         self._ends_process = self._ctrl_c = False
+        self._handled_ctrl_c = 0
         self._over = threading.Event()
         self._mouth: int | None = None
         self._wakeup_before = -1
@@ -73,6 +74,7 @@ class Interruption:
         if not self.is_catching:
             self._ends_process = ends_process
             self._over = threading.Event()
+            self._handled_ctrl_c = 0
             self._wakeup_before = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
         for signum in SIGNALS:
             handler = signal.signal(signum, self._handle)
@@ -103,8 +105,9 @@ class Interruption:
             raise Interrupted(self.asked_by)
 
     def _handle(self, signum: int, frame: Any) -> None:
-        """The thread hears of the signal by other means."""
-        if signum == signal.SIGINT and self.asked_by and not self._ends_process:
+        """The thread hears of the signal by other means, sooner or later than this handler."""
+        self._handled_ctrl_c += signum == signal.SIGINT
+        if self._handled_ctrl_c > 1 and not self._ends_process:
             raise KeyboardInterrupt
 
     def _listen(self, ears: socket.socket) -> None:

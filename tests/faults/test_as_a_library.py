@@ -19,6 +19,7 @@ from a2d_lightning.interruption import INTERRUPTION, Interrupted
 from a2d_lightning.modules import TeacherModule
 from callbacks import RunCheckpoint
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 INTERRUPTION.grace_seconds = 0.5
 HOW = sys.argv[2]
 register()
