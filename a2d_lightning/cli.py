@@ -198,7 +198,7 @@ class A2DCLI(LightningCLI):
             "actions": self.model.evaluation_actions,
             **result,
             "env_steps": self.model.env_steps,
-            "macs": self.model.macs(),
+            "macs": self.model.scored_macs(),
             "parameters": count_parameters(self.model.agent.backbone),
         }
         path = Path(self.trainer.default_root_dir) / f"test-{self.model.evaluation_actions}.json"

@@ -183,6 +183,11 @@ class Supernet(nn.Module):
             backward=backward + (forward if self.recompute_activations else 0),
         )
 
+    def evaluation_macs(self) -> int:
+        """Compute the MACs of one observation in evaluation, where operators are ranked without noise."""
+        ranked = self.exact_macs.gather(1, self.alpha_logits.argsort(dim=-1, descending=True, stable=True).cpu())
+        return int(ranked[:, : self.sampling.computed.acting].sum()) + self.fixed_macs
+
     @property
     def cells(self) -> list[MixedCell]:
         """The searchable cells from input to output."""

@@ -166,6 +166,18 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeyp
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
 
 
+def test_a_test_of_a_search_describes_the_supernet_that_it_plays(tmp_path, capsys):
+    config = ["--config", str(CONFIGS / "search.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
+    args = [*config, "--run_dir", str(tmp_path), "--data.evaluation_games", "1"]
+    main(["fit", *args, "--data.total_env_steps", "100", "--data.env_steps_per_epoch", "100"])
+    derived = json.loads((tmp_path / "architectures" / "last.json").read_text())
+    main(["test", *args, "--ckpt_path", "last"])
+    tested = json.loads((tmp_path / "test-sampled.json").read_text())
+    # nine operators a cell in place of one
+    assert tested["macs"] > 3 * derived["macs"]
+    assert f"{tested['macs']:,} MACs a frame" in capsys.readouterr().out
+
+
 def test_an_error_among_its_own_causes_ends_the_run(monkeypatch):
     first, second = RuntimeError("first"), OSError("second")
     first.__cause__, second.__context__ = second, first

@@ -226,6 +226,17 @@ def test_what_a_draw_costs_is_what_torch_counts_while_acting_and_in_an_update(
     assert [macs.acting, macs.forward, macs.backward] == counted
 
 
+@pytest.mark.parametrize("sampling", EVERY, ids=name_of)
+def test_what_an_evaluation_costs_is_what_torch_counts(sampling: Sampling) -> None:
+    supernet = make_supernet(SMALL, sampling=sampling).eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        supernet(torch.rand(2, *FRAME))
+    assert supernet.evaluation_macs() == macs_a_frame(counter, 2)
+    # the draw's path, which evaluations do not take, costs something else where not all operators are computed
+    assert (supernet.draw_macs().acting == supernet.evaluation_macs()) == isinstance(sampling, SoftSum)
+
+
 # --- the draw ---------------------------------------------------------------------------------------------------------
 
 

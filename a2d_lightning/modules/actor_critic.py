@@ -372,6 +372,10 @@ class ActorCriticModule(EvaluatedModule):
         """Multiply-accumulates of the backbone for one observation, heads left out."""
         return count_macs(self.agent.backbone, torch.Size(self.agent_frame_shape))
 
+    def scored_macs(self) -> int:
+        """Compute the MACs of the network whose games an evaluation plays."""
+        return self.macs()
+
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -309,6 +309,10 @@ class SearchModule(ActorCriticModule):
         """Compute the MACs of the network that :meth:`derive` gives now."""
         return self.supernet.derived_macs()
 
+    def scored_macs(self) -> int:
+        """Compute the supernet's MACs in evaluation, since a test plays the supernet."""
+        return self.supernet.evaluation_macs()
+
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def card(self) -> AgentCard:
