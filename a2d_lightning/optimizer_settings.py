@@ -1,4 +1,7 @@
-"""On resume, optimizers have the settings that the run asks for, and their state from the checkpoint."""
+"""On resume, optimizers have the settings that the run asks for, and their state from the checkpoint.
+
+All but the learning rates, which modules set.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +20,9 @@ class OptimizerSettings:
 
     def read(self, checkpoint: dict[str, Any]) -> None:
         """Note which settings a checkpoint's optimizers had."""
-        self._saved = [set(state["param_groups"][0]) - {"params"} for state in checkpoint.get("optimizer_states", [])]
+        self._saved = [
+            set(state["param_groups"][0]) - {"params", "lr"} for state in checkpoint.get("optimizer_states", [])
+        ]
 
     def keep(self, optimizers: Sequence[Optimizer]) -> None:
         """Keep the settings of optimizers that have just been made.
@@ -26,7 +31,7 @@ class OptimizerSettings:
             SettingError: the checkpoint's optimizers are of another kind.
         """
         self._asked = [
-            [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+            [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
             for optimizer in optimizers
         ]
         for saved, asked, optimizer in zip(self._saved, self._asked, optimizers, strict=False):

@@ -169,6 +169,11 @@ class SearchModule(ActorCriticModule):
                 "ddp_find_unused_parameters_true."
             )
 
+    def on_train_start(self) -> None:
+        """Alpha's rate is what the settings say, on resume too."""
+        super().on_train_start()
+        self.trainer.optimizers[1].param_groups[0]["lr"] = self.alpha_learning_rate
+
     # --- learning -------------------------------------------------------------------------------------------------
 
     def learn(self, rollout: TensorDict) -> Metrics:
