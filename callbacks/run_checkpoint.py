@@ -24,7 +24,7 @@ SLOW_SECONDS = 4.0
 class RunCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt``, as ``last-1.ckpt``, ``last-2.ckpt`` what it was before, and ``best.ckpt``.
 
-    The best is of the evaluation with the highest score. The last is saved at the start, every ``every_minutes``,
+    The best is of the evaluation with the highest score. The last is saved when a run begins, every ``every_minutes``,
     before and after each evaluation, at the end, and when the run is asked to stop by SIGTERM, SIGINT (Ctrl-C) or
     SIGUSR1. A run resumed from any of them is the run that was never stopped.
 
@@ -52,7 +52,8 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
         """Starts the clock; hears of signals in place of Lightning, and tells the processes that Lightning started."""
         self._rollout_began_at = time.monotonic()
-        self._saved_at = float("-inf")  # a save at the start tells what cannot be saved
+        # a save at the start tells what cannot be saved; on resume it would push out one of the older states
+        self._saved_at = self._rollout_began_at if trainer.ckpt_path else float("-inf")
         self._evaluated = False
         epoch = trainer.fit_loop.epoch_loop
         if epoch.restarting and epoch.batch_progress.current.ready == 0:

@@ -272,6 +272,24 @@ def test_a_best_that_somebody_deleted_is_written_at_the_next_evaluation(tmp_path
     assert torch.load(best, weights_only=True)["env_steps"] == 400
 
 
+def test_a_run_is_saved_when_it_begins_and_not_again_when_it_is_resumed(tmp_path, monkeypatch):
+    saved = []
+    real = RunCheckpoint._save
+
+    def record(self, trainer):
+        saved.append(trainer.lightning_module.env_steps)
+        return real(self, trainer)
+
+    monkeypatch.setattr(RunCheckpoint, "_save", record)
+    fit("teacher", tmp_path, 200, *CATCH_ARGS)
+    assert saved[0] == 0
+    saved.clear()
+    fit("teacher", tmp_path, 400, *CATCH_ARGS, "--ckpt_path", "last")
+    # a copy of what was resumed would take the place of an older state
+    assert 200 not in saved
+    assert saved[-1] == 400
+
+
 def test_games_go_on_whichever_module_registers_them(tmp_path, caplog):
     fit("teacher", tmp_path, 200, *CATCH_ARGS)
     with caplog.at_level("INFO"):
