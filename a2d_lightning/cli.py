@@ -119,7 +119,7 @@ class A2DCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse settings of the model that the data or ``seed_everything`` would replace."""
+        """Refuse settings of the model that would be replaced by the data's."""
         given = self._get(self.config, "model").get("init_args") or {}
         for name, source in LINKED.items():
             if given.get(name) is not None:

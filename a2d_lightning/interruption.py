@@ -58,7 +58,7 @@ class Interruption:
         return bool(self._handlers)
 
     def catch_signals(self, ends_process: bool = False) -> None:
-        """Note signals from now on, in place of whoever handled them; only the main thread can.
+        """Replace the handlers of signals by one that notes them; only the main thread can.
 
         Args:
             ends_process: whether the process is a run of the command line; of no meaning where signals are caught
@@ -86,7 +86,7 @@ class Interruption:
             self.catch_signals()
 
     def leave_signals(self) -> None:
-        """Give signals back to whoever handled them, and forget those that came."""
+        """Restore the handlers of before, and forget the signals that came."""
         if self.is_catching:
             signal.set_wakeup_fd(self._wakeup_before)
         for signum, handler in self._handlers.items():

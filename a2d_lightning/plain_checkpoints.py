@@ -86,7 +86,7 @@ def load(path: Path | str, map_location: Any = "cpu") -> Any:
 def _unknown_types(path: Path | str) -> list[str]:
     try:
         return get_unsafe_globals_in_checkpoint(str(path))
-    except ValueError:  # a file of before zip archives; torch.load says what is wrong
+    except ValueError:  # no zip archive, as torch wrote before 1.6; torch.load names the fault
         return []
 
 

@@ -173,7 +173,7 @@ def test_a_test_of_a_search_describes_the_supernet_that_it_plays(tmp_path, capsy
     derived = json.loads((tmp_path / "architectures" / "last.json").read_text())
     main(["test", *args, "--ckpt_path", "last"])
     tested = json.loads((tmp_path / "test-sampled.json").read_text())
-    # nine operators a cell in place of one
+    # the supernet computes nine operators in each cell, the derived network one
     assert tested["macs"] > 3 * derived["macs"]
     assert f"{tested['macs']:,} MACs a frame" in capsys.readouterr().out
 

@@ -72,10 +72,10 @@ def sizes(tensors: Sequence[Tensor]) -> Any:
 
 
 def are_plain(*tensors: Tensor) -> bool:
-    """Return whether tensors lie on the CPU as torch's own and nothing watches what is done with them.
+    """Return whether kernels may be used: all tensors are plain ones on the CPU, and no operation is recorded.
 
-    Tracing, compiling, exporting and functorch's transforms see torch's operations alone: what a kernel writes would be
-    missing from what they make.
+    Tracing, compiling, exporting and functorch's transforms record torch's operations. A kernel's writes are not among
+    these and would be missing from the result.
     """
     for tensor in tensors:  # this is asked for every layer; generators cost twice as much
         if type(tensor) not in _TYPES or not tensor.is_cpu:
