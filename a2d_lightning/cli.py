@@ -347,9 +347,10 @@ def _quieten() -> None:
         ".*args parameter is intended.*",
         ".*dataloader is not resumable.*",  # it is, to the last bit, in a way that Lightning does not know
         ".*Grad strides do not match bucket view strides.*",  # channels_last weights
+        ".*AccumulateGrad node's stream does not match.*",  # Lightning wraps for DDP in a stream of its own
     ):
         warnings.filterwarnings("ignore", message=message)
-    noise = ("litlogger", "litmodels", "`Trainer.fit` stopped")
+    noise = ("litlogger", "litmodels", "`Trainer.fit` stopped", "has Tensor Cores")
     messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     messages.addFilter(lambda record: not any(words in record.getMessage() for words in noise))
     threading.excepthook = _say_unless_tensorboard_does

@@ -47,15 +47,15 @@ class RolloutCollector(Collector):
         frames = self._host_frames.numpy()
         np.copyto(frames[0], pixels)  # torch's copy would leave its threads spinning beside the emulators
         decisions: list[Decision] = []
-        logits: list[Tensor] = []
         actions: list[Tensor] = []
         # drawn at once and judged at once: between two steps every call finds the emulators' data in its cache
         noise = self.policy.noise(self.frames_per_batch, len(pixels), self.env.num_actions)
+        logits = torch.empty_like(noise)  # [T, n, actions]; a copy, since a CUDA graph overwrites its outputs
         keeps = self.keep_activations and can_be_recalled(self.policy.agent)
         with self._activations.recording() if keeps else nullcontext():
             for step in range(self.frames_per_batch):
-                logits.append(self.policy.logits(self._shown(step)))  # [n, actions]
-                actions.append((logits[-1] + noise[step]).argmax(-1))  # [n]
+                logits[step] = self.policy.logits(self._shown(step))
+                actions.append((logits[step] + noise[step]).argmax(-1))  # [n]
                 decisions.append(self.env.play(actions[-1].cpu().numpy(), frames[step + 1]))
                 pixels, done = decisions[-1].pixels, decisions[-1].done
                 if done.any():
@@ -64,7 +64,7 @@ class RolloutCollector(Collector):
                         np.copyto(frames[step + 1], pixels)
         self._carrier["pixels"] = torch.from_numpy(pixels)
         self._shown(self.frames_per_batch)
-        log_pi = torch.stack(logits, 1).log_softmax(-1)  # [n, T, actions]
+        log_pi = logits.transpose(0, 1).log_softmax(-1)  # [n, T, actions]
         if not torch.isfinite(log_pi).all():
             raise NonFiniteError("the policy's logits are not finite while acting; lower the learning rate.")
         action = torch.stack(actions, 1)  # [n, T]

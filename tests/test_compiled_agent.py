@@ -39,6 +39,26 @@ def test_it_learns_what_the_plain_agent_does_and_is_evaluated_as_it_is(tmp_path,
         assert float(compiled[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.parametrize("algorithm", ["A2C", "PPO"])
+def test_no_output_is_used_after_the_next_forward(algorithm, monkeypatch, tmp_path, small_architecture):
+    # a CUDA graph writes the outputs of each forward to the same memory; here NaN stands for what it would write
+    args = [f"--model.architecture={small_architecture}", "--model.algorithm", algorithm]
+    args += ["--model.algorithm.num_minibatches", "2"] if algorithm == "PPO" else []
+    fit("retrain", tmp_path / "plain", 100, *args)
+    forward, outputs = ActorCritic.forward, {}
+
+    def overwritten(self, pixels):
+        for before in outputs.get(self, ()):
+            before.data.fill_(float("nan"))
+        outputs[self] = forward(self, pixels)
+        return outputs[self]
+
+    monkeypatch.setattr(ActorCritic, "forward", overwritten)
+    fit("retrain", tmp_path / "overwritten", 100, *args)
+    assert len(outputs) > 1  # the teacher's too
+    assert metrics(tmp_path / "overwritten") == metrics(tmp_path / "plain")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["batch", "per_step", "group"])
 def test_its_gradients_are_the_plain_agents(normalization, small_architecture):
