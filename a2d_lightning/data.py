@@ -94,8 +94,8 @@ class RolloutDataModule(L.LightningDataModule):
             images and discrete actions, ``Id`` (``CarRacing-v3``) or ``module:Id``.
         num_envs: environments in each process.
         rollout_length: L, environment steps between updates (paper: 5).
-        total_env_steps: the budget of a run, over all processes; rounded up to whole epochs.
-        env_steps_per_epoch: evaluation, checkpoints and progress come once an epoch.
+        total_env_steps: the budget of a run, over all processes; the run ends with the rollout that spends it.
+        env_steps_per_epoch: between two evaluations, rounded up to whole rollouts; the run's end has one, too.
         frames: preprocessing of pictures.
         life_loss_terminal: a lost life is terminal for the targets (never for the game).
         clip_rewards: learn from the rewards' signs; scores are never clipped.
@@ -197,14 +197,8 @@ class RolloutDataModule(L.LightningDataModule):
 
     @property
     def rollouts_per_epoch(self) -> int:
-        """Rollouts a process collects in an epoch, so that whole epochs tile the budget."""
-        rollouts = max(1, -(-self.total_env_steps // self.env_steps_per_rollout))
-        return -(-rollouts // self.num_epochs)
-
-    @property
-    def num_epochs(self) -> int:
-        """Epochs in the budget."""
-        return max(1, round(self.total_env_steps / max(self.env_steps_per_epoch, self.env_steps_per_rollout)))
+        """Rollouts that a process collects in an epoch; the run's last epoch may have fewer."""
+        return -(-self.env_steps_per_epoch // self.env_steps_per_rollout)
 
     @property
     def env_steps_per_rollout(self) -> int:

@@ -98,7 +98,8 @@ class EnvStepsProgress(ProgressBar):
 
     def line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
         """Where the run stands, on one line."""
-        env_steps, total = _env_steps(pl_module), _total_env_steps(trainer)
+        env_steps = _env_steps(pl_module)
+        total = env_steps + _env_steps_left(trainer, pl_module)
         seconds = max(time.monotonic() - self._started_at, 1e-9)
         done = env_steps - self._started_env_steps
         rate = done / max(seconds - self._seconds_evaluating, 1e-9)
@@ -134,9 +135,13 @@ def _env_steps(module: L.LightningModule) -> int:
     return int(getattr(module, "env_steps", 0))
 
 
-def _total_env_steps(trainer: L.Trainer) -> int:
+def _env_steps_left(trainer: L.Trainer, module: L.LightningModule) -> int:
+    """Environment steps of the rollouts until one spends the budget."""
     data: Any = getattr(trainer, "datamodule", None)
-    return int(data.num_epochs * data.rollouts_per_epoch * data.env_steps_per_rollout) if data is not None else 0
+    if data is None:
+        return 0
+    a_rollout = int(data.env_steps_per_rollout)
+    return max(-(-(int(data.total_env_steps) - _env_steps(module)) // a_rollout), 0) * a_rollout
 
 
 def _games(trainer: L.Trainer) -> int:

@@ -46,7 +46,7 @@ class RunCheckpoint(Checkpoint):
         self.keep = keep
         self.monitor = monitor
         self.best_score = float("-inf")
-        self._evaluated = self._evaluating = self._catches = False
+        self._evaluated = self._evaluating = self._ended_early = self._catches = False
         self._saved_at = self._rollout_began_at = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
@@ -54,7 +54,7 @@ class RunCheckpoint(Checkpoint):
         self._rollout_began_at = time.monotonic()
         # a save at the start tells what cannot be saved; on resume it would push out one of the older states
         self._saved_at = self._rollout_began_at if trainer.ckpt_path else float("-inf")
-        self._evaluated = False
+        self._evaluated = self._ended_early = False
         epoch = trainer.fit_loop.epoch_loop
         if epoch.restarting and epoch.batch_progress.current.ready == 0:
             epoch.restarting = False  # to Lightning it is at the end of the epoch before, and counts that batch again
@@ -123,9 +123,14 @@ class RunCheckpoint(Checkpoint):
             with INTERRUPTION.saving:
                 trainer.save_checkpoint(path, weights_only=False)
 
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget how the last epoch ended."""
+        self._ended_early = False
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Has the state after the evaluation saved, as soon as the next rollout is asked for."""
         self._evaluated = True
+        self._ended_early = trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves what the run came to.
@@ -141,10 +146,19 @@ class RunCheckpoint(Checkpoint):
         self._leave_signals()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Has a run that is resumed before an evaluation play it: to Lightning, one that had begun."""
+        """Correct what Lightning's loops would do on resume.
+
+        A run that is saved before an evaluation plays it: to Lightning, one that had begun. A run that was ended inside
+        an epoch (``max_steps``, ``max_time``, ``should_stop``, a budget that is raised later) goes on inside that epoch.
+        """
+        loops = checkpoint["loops"]["fit_loop"]
+        games = loops["epoch_loop.val_loop.batch_progress"]["total"]
         if self._evaluating:
-            games = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["total"]
             games |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        if self._ended_early:
+            games |= dict.fromkeys(games, 0)
+            for progress in loops["epoch_progress"].values():
+                progress |= {"processed": progress["started"] - 1, "completed": progress["started"] - 1}
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, for a resumed run."""

@@ -297,8 +297,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def running(**metrics: float) -> Any:
-    """A trainer with 4 epochs of 50 rollouts of 10 steps: 2,000 in all."""
-    data = SimpleNamespace(num_epochs=4, rollouts_per_epoch=50, env_steps_per_rollout=10, evaluation_games=30)
+    """A trainer with rollouts of 10 steps and a budget of 1,995: 2,000 in all."""
+    data = SimpleNamespace(total_env_steps=1995, env_steps_per_rollout=10, evaluation_games=30)
     return SimpleNamespace(datamodule=data, callback_metrics={name: torch.tensor(x) for name, x in metrics.items()})
 
 

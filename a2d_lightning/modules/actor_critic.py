@@ -206,12 +206,25 @@ class ActorCriticModule(EvaluatedModule):
     def on_train_start(self) -> None:
         """A run whose budget is spent does not start again, unless it was stopped before its last evaluation."""
         self._optimizer_settings.restore(self.trainer.optimizers)
-        evaluates = self.trainer.fit_loop.epoch_loop.val_loop.restarted_mid_evaluation
-        self.trainer.should_stop = self.env_steps >= self.total_env_steps and not evaluates
+        epoch = self.trainer.fit_loop.epoch_loop
+        if epoch.val_loop.restarted_mid_evaluation and self._is_spent:
+            self.trainer.val_check_batch = epoch.batch_idx + 1  # or Lightning would end the epoch before it evaluates
+        else:
+            self.trainer.should_stop = self._is_spent
 
-    def on_train_epoch_end(self) -> None:
-        """Ends the run at the first epoch's end that has the budget spent, however long earlier epochs were."""
-        self.trainer.should_stop = self.trainer.should_stop or self.env_steps >= self.total_env_steps
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """End the run with the rollout that spends its budget; Lightning then evaluates."""
+        if self._is_spent:
+            self.trainer.should_stop = True
+
+    def on_validation_end(self) -> None:
+        """End a run that was resumed before its last evaluation."""
+        if self._is_spent:
+            self.trainer.should_stop = True
+
+    @property
+    def _is_spent(self) -> bool:
+        return self.env_steps >= self.total_env_steps
 
     @property
     def updates_as_it_acted(self) -> bool:

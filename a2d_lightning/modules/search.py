@@ -254,6 +254,7 @@ class SearchModule(ActorCriticModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Draws the noise of the next rollout: the policy that acts on it is the one that is updated on it."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
         self.supernet.draw(self.gumbel_generator)
 
     # --- the derived network --------------------------------------------------------------------------------------
