@@ -80,7 +80,9 @@ class SaveConfig(SaveConfigCallback):
         """Into ``run_dir/config.yaml``; a test leaves the one of the training."""
         if stage == "fit" and leaves_files(trainer):
             path = Path(trainer.default_root_dir) / "config.yaml"
-            self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+            config = self.config.clone()
+            config.ckpt_path = None  # of this start alone
+            self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
 
 
 class A2DCLI(LightningCLI):
@@ -132,6 +134,7 @@ class A2DCLI(LightningCLI):
         if self._get(self.config, "trainer").get("default_root_dir") is not None:
             raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
+        self._check_trains()
         kwargs["logger"] = self._loggers(run_dir)
         plugins = self._get(self.config, "trainer").get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
@@ -142,6 +145,13 @@ class A2DCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run_dir / "checkpoints")
         return trainer
+
+    def _check_trains(self) -> None:
+        """Refuse a trainer that would train nothing."""
+        asked = self._get(self.config_init, "trainer")
+        for name in ("max_epochs", "max_steps", "limit_train_batches"):
+            if self.subcommand == "fit" and asked.get(name) == 0:
+                raise SettingError(f"trainer.{name}: 0 trains nothing; a run's budget is data.total_env_steps.")
 
     def _loggers(self, run_dir: Path) -> list[Logger] | bool:
         """Return the loggers that the user asks for, with ``metrics.csv``, which ``curves`` and ``bank`` read."""

@@ -1,5 +1,6 @@
 """Feeds Lightning with on-policy rollouts: owns the environments, TorchRL's collector, and the lists of test games."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
 from a2d_lightning.errors import SettingError
 from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game, without_module
+from a2d_lightning.machine_memory import check_fits
 from a2d_lightning.parking import first_core
 from a2d_lightning.ranks import gathered
 from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
@@ -160,6 +162,7 @@ class RolloutDataModule(L.LightningDataModule):
         self.collection.check(self.num_envs)
         self.collecting: Collecting | None = None
         self._saved: dict[str, Any] = {}
+        self._check_memory(frames.stack * (frames.size or 1) ** 2)  # before an environment of this size is made
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
         self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
@@ -167,6 +170,16 @@ class RolloutDataModule(L.LightningDataModule):
         probe.begin(np.ones(1, dtype=np.bool_))
         probe.play(np.zeros(1, dtype=np.int64))
         probe.close()
+        self._check_memory(math.prod(self.frame_shape))
+
+    def _check_memory(self, frame_bytes: int) -> None:
+        """Refuse rollouts that no memory holds: an emulator's constructor would hear no signal while it fills it."""
+        of_game = 100_000  # the least that a game of any kind was seen to take
+        check_fits(
+            self.num_envs * (frame_bytes * (self.rollout_length + 1) + of_game),
+            f"data.num_envs {self.num_envs} with data.rollout_length {self.rollout_length} and frames of "
+            f"{frame_bytes:,} bytes (data.frames)",
+        )
 
     def games(self, num_envs: int, seed: int) -> Games:
         """``num_envs`` games with this module's settings."""

@@ -3,12 +3,24 @@
 All but the learning rates, which modules set.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.cli import OptimizerCallable
 from torch.optim import Optimizer
 
 from a2d_lightning.errors import SettingError
+
+
+def without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
+    """Return what a command line made of ``class_path`` and ``init_args``, without the parser that jsonargparse binds.
+
+    The parser can be neither pickled nor copied, and a module that holds it could not be, either.
+    """
+    if isinstance(optimizer, functools.partial) and optimizer.args and isinstance(optimizer.args[-1], type):
+        return functools.partial(optimizer.args[-1], **optimizer.keywords)
+    return optimizer
 
 
 class OptimizerSettings:

@@ -6,6 +6,7 @@ over the rest of its file before LightningCLI sees it.
 """
 
 import copy
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,20 @@ import yaml
 from a2d_lightning.errors import SettingError
 
 PER_MODEL = "per_model"
+
+STAGES = ("TeacherModule", "SearchModule", "AgentModule", "RandomModule")
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses keys that are given twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping as SafeLoader does."""
+        keys = [(key.value, key.start_mark) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, (key, mark) in enumerate(keys):
+            if key != "<<" and key in [earlier for earlier, _ in keys[:i]]:
+                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
 
 
 def expand_overlays(args: list[str]) -> list[str]:
@@ -62,7 +77,7 @@ def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
     except UnicodeDecodeError as error:
         raise SettingError(f"--config: {path!r} is not YAML ({error}).") from error
     except OSError as error:
@@ -88,7 +103,18 @@ def _model_name(args: list[str], contents: list[dict[str, Any]]) -> str:
             name = args[i + 1]
         elif arg.startswith("--model="):
             name = arg.removeprefix("--model=")
-    return name.rsplit(".", 1)[-1]
+    return name
+
+
+def _lineage(class_path: str) -> list[str]:
+    """Return the name of a module's class and of those that it inherits from, the nearest first."""
+    module, _, name = class_path.rpartition(".")
+    if not module:
+        return [name]
+    try:
+        return [kind.__name__ for kind in getattr(importlib.import_module(module), name).__mro__]
+    except (ImportError, AttributeError):
+        return [name]  # LightningCLI says what is wrong
 
 
 def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]:
@@ -96,9 +122,15 @@ def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]
     parts = content[PER_MODEL]
     if not isinstance(parts, dict):
         raise SettingError(f"--config: {path!r}: {PER_MODEL} must map names of modules to settings, not {parts!r}.")
-    own = parts.get(model) or {}
+    lineage = _lineage(model)
+    if unknown := [name for name in parts if name not in (*STAGES, *lineage)]:
+        raise SettingError(
+            f"--config: {path!r}: {PER_MODEL}.{unknown[0]}: there is no such module; there are {', '.join(STAGES)}."
+        )
+    nearest = next((name for name in lineage if name in parts), model)
+    own = parts.get(nearest) or {}
     if not isinstance(own, dict):
-        raise SettingError(f"--config: {path!r}: {PER_MODEL}.{model} must hold settings, not {own!r}.")
+        raise SettingError(f"--config: {path!r}: {PER_MODEL}.{nearest} must hold settings, not {own!r}.")
     return _merged(common, own)
 
 

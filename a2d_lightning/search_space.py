@@ -14,6 +14,7 @@ from a2d_lightning.atomic_file import write_atomically
 from a2d_lightning.depthwise import depthwise
 from a2d_lightning.errors import SettingError
 from a2d_lightning.fused_batch_norm import FusedSequential
+from a2d_lightning.machine_memory import check_fits
 from a2d_lightning.macs import count_macs
 from a2d_lightning.pointwise import PointwiseConv
 
@@ -102,6 +103,9 @@ class Plan:
             raise SettingError(f"{given} must be two lists of one length, an entry a group.")
         if min(*self.cells_per_group, *self.channels, 1) < 1:
             raise SettingError(f"{given} must be positive.")
+        groups = zip(self.cells_per_group, self.channels, strict=True)
+        weights = sum(9 * cells * channels**2 for cells, channels in groups)
+        check_fits(4 * weights + 10_000 * sum(self.cells_per_group), given)  # of conv_k3, and some 10 kB a module
 
     def cells(self) -> list[Cell]:
         """The cells from input to output."""
@@ -207,9 +211,32 @@ class Architecture:
                 f"model.architecture: {str(path)!r} cannot be read ({error.strerror}); "
                 "a search writes architectures/last.json into its run_dir."
             ) from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SettingError(f"model.architecture: {str(path)!r} is not JSON ({error}).") from error
-        return Architecture.from_dict(content, f"model.architecture: {str(path)!r}")
+        source = f"model.architecture: {str(path)!r}"
+        architecture = Architecture.from_dict(content, source)
+        architecture.check_counts(source)
+        return architecture
+
+    def check_counts(self, source: str) -> None:
+        """Check that ``macs`` and ``parameters`` are those of the operators.
+
+        Raises:
+            SettingError: ``source`` and what they should be.
+        """
+        table, fixed = operator_macs(self.plan, self.frame_shape)
+        names = list(OPERATORS)
+        counted = {
+            "macs": fixed + int(sum(table[cell, names.index(name)] for cell, name in enumerate(self.operators))),
+            "parameters": sum(weights.numel() for weights in self._on_no_device().parameters()),
+        }
+        for name, number in counted.items():
+            if getattr(self, name) != number:
+                raise SettingError(f"{source}: {name!r} is {getattr(self, name)}, and its operators have {number}.")
+
+    def _on_no_device(self) -> nn.Module:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            return self.build(self.frame_shape)
 
     @staticmethod
     def from_dict(content: Any, source: str) -> "Architecture":
@@ -236,12 +263,12 @@ class Architecture:
             "env_steps": int,
         }
         for name, kind in expected.items():
-            if not isinstance(content.get(name), kind):
+            if not isinstance(content.get(name), kind) or isinstance(content[name], bool):
                 raise SettingError(f"{source}: {name!r} is missing or of the wrong type: {content.get(name)!r}.")
         lists = {k: content["plan"].get(k) for k in ("cells_per_group", "channels")}
         lists["frame_shape"] = content["frame_shape"]
         for name, numbers in lists.items():
-            if not isinstance(numbers, list | tuple) or not all(isinstance(n, int) and n > 0 for n in numbers):
+            if not isinstance(numbers, list | tuple) or not all(type(n) is int and n > 0 for n in numbers):
                 raise SettingError(f"{source}: {name!r} must be a list of positive integers, not {numbers!r}.")
         if len(content["frame_shape"]) != 3:
             raise SettingError(

@@ -37,12 +37,15 @@ class EnvStepsProgress(ProgressBar):
         self.log_every_seconds = log_every_seconds
         self._enabled = True
         self._live: Live | None = None
-        self._console = Console(stderr=True, highlight=False)
         self._shown_at = 0.0
         self._started_at = 0.0
         self._started_env_steps = 0
         self._seconds_evaluating = 0.0
         self._evaluation_started_at = 0.0
+
+    @property
+    def _console(self) -> Console:
+        return Console(stderr=True, highlight=False)  # one that is kept could be neither pickled nor copied
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but one."""
@@ -68,9 +71,9 @@ class EnvStepsProgress(ProgressBar):
             self._show(self.line(trainer, pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says that games are being played."""
+        """Say that games are being played: it can take minutes."""
         self._evaluation_started_at = time.monotonic()
-        if self._enabled and self._live is not None:
+        if self._enabled:
             self._show(f"{_env_steps(pl_module):,} environment steps | playing {_games(trainer)} full games ...")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -149,7 +149,7 @@ class RunCheckpoint(Checkpoint):
         """Correct what Lightning's loops would do on resume.
 
         A run that is saved before an evaluation plays it: to Lightning, one that had begun. A run that was ended inside
-        an epoch (``max_steps``, ``max_time``, ``should_stop``, a budget that is raised later) goes on inside that epoch.
+        an epoch (``max_steps``, ``max_time``, ``should_stop``, a budget that is raised later) goes on inside of it.
         """
         loops = checkpoint["loops"]["fit_loop"]
         games = loops["epoch_loop.val_loop.batch_progress"]["total"]

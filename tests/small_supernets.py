@@ -1,13 +1,15 @@
 """Supernets small enough to be looked into, and networks and costs that are worked out without their help."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from a2d_lightning.macs import count_macs
+from a2d_lightning.networks import count_parameters
 from a2d_lightning.sampling import Sampling
-from a2d_lightning.search_space import Architecture, Plan
+from a2d_lightning.search_space import OPERATORS, Architecture, FrameShape, Plan, operator_macs
 from a2d_lightning.supernet import OPERATOR_NAMES, MixedCell, Supernet
 
 PLAN = Plan((2, 2, 1), (4, 6, 5))
@@ -79,3 +81,12 @@ def mixed_by_hand(supernet: Supernet, frames: Tensor, weights: Tensor, learning:
         else:
             x = layer(x)
     return x
+
+
+def counted(operators: tuple[str, ...], plan: Plan, frame_shape: FrameShape) -> Architecture:
+    """An architecture with the MACs and parameters of its operators, as files must have them."""
+    table, fixed = operator_macs(plan, frame_shape)
+    names = list(OPERATORS)
+    macs = fixed + sum(int(table[cell, names.index(name)]) for cell, name in enumerate(operators))
+    draft = Architecture(operators, plan, frame_shape, macs, 0)
+    return replace(draft, parameters=count_parameters(draft.build(frame_shape)))

@@ -363,6 +363,7 @@ def test_the_score_of_an_evaluation_is_printed_with_its_interval(
     clock.now += 12
     progress.on_validation_end(trainer, module)
     assert capsys.readouterr().err.strip() == (
+        "5,000 environment steps | playing 30 full games ...\n"
         "5,000 environment steps | score of 30 full games -20.25 (95 % interval -20.50 to -20.00) in 12 s"
     )
 

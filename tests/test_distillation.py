@@ -12,6 +12,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
+from small_supernets import counted
 from tensordict import TensorDict
 from torch import Tensor
 from toy_game import CATCH, SIZE, register
@@ -28,7 +29,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.networks import ActorCritic, initialize
 from a2d_lightning.overlays import expand_overlays
 from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
-from a2d_lightning.search_space import Architecture, FrameShape, Plan
+from a2d_lightning.search_space import FrameShape, Plan
 from a2d_lightning.teachers import AgentCard, write_agent
 
 register()
@@ -180,7 +181,7 @@ def searched(**settings: Any) -> SearchModule:
 
 
 def derived(folder: Path, **settings: Any) -> AgentModule:
-    Architecture(("conv_k3", "ir_k3_e3"), PLAN, FRAME, 0, 0).save(folder / "a.json")
+    counted(("conv_k3", "ir_k3_e3"), PLAN, FRAME).save(folder / "a.json")
     return AgentModule(str(folder / "a.json"), **settings)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_supernets import counted
 from test_resume import CATCH_ARGS, fit
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from a2d_lightning.export import export
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
 from a2d_lightning.networks import count_parameters
-from a2d_lightning.search_space import Architecture, FrameShape, Plan
+from a2d_lightning.search_space import FrameShape, Plan
 from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
 
 FRAME: FrameShape = (4, 42, 42)
@@ -65,8 +66,8 @@ def test_an_exported_checkpoint_teaches(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("kind", ["batch", "running", "per_step", "group", "none"])
 def test_a_retrained_agent_is_exported_with_architecture_and_normalization(tmp_path: Path, kind: Any) -> None:
+    counted(("skip", "conv_k3"), Plan((1, 1), (8, 16)), FRAME).save(tmp_path / "a.json")
     torch.manual_seed(0)
-    Architecture(("skip", "conv_k3"), Plan((1, 1), (8, 16)), FRAME, macs=0, parameters=0).save(tmp_path / "a.json")
     module = AgentModule(str(tmp_path / "a.json"), **SETTINGS, normalization=kind)
     for name, statistics in module.agent.named_buffers():
         if "running" in name:

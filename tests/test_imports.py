@@ -10,7 +10,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
 KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "pointwise", "unit_frames", "weighted_sum"}
-LEAVES = {"atomic_file", "errors", "games", "interruption", "macs", "parking", "recall", "watchdog", *KERNELS}
+LEAVES = {
+    "atomic_file",
+    "errors",
+    "games",
+    "interruption",
+    "machine_memory",
+    "macs",
+    "parking",
+    "recall",
+    "watchdog",
+    *KERNELS,
+}
 
 
 def imported_names(source: str, package: str) -> set[str]:

@@ -9,6 +9,7 @@ import yaml
 
 from a2d_lightning.cli import main
 from a2d_lightning.errors import SettingError
+from a2d_lightning.modules import SearchModule
 from a2d_lightning.overlays import expand_overlays
 
 OVERLAY = {
@@ -162,3 +163,27 @@ def test_the_command_line_uses_the_overlay(tmp_path: Path, overlay: str, capsys:
         main(["fit", "--model", "SearchModule", f"--config={mine}", "--data.rollout_length", "7", "--print_config"])
     data = yaml.safe_load(capsys.readouterr().out)["data"]
     assert (data["num_envs"], data["rollout_length"]) == (3, 7)
+
+
+class MySearch(SearchModule):
+    """A user's own search."""
+
+
+def test_a_subclass_gets_the_part_of_what_it_inherits_from(tmp_path: Path, overlay: str) -> None:
+    stage = write(tmp_path, "stage.yaml", {"model": {"class_path": f"{__name__}.MySearch"}})
+    assert expanded("fit", "--config", stage, "--config", overlay)["model"] == {"init_args": {"lambda_cost": 0.5}}
+    own = write(tmp_path, "own.yaml", {"per_model": {"MySearch": {"data": {"num_envs": 3}}, "SearchModule": {}}})
+    assert expanded("fit", "--config", stage, "--config", own) == {"data": {"num_envs": 3}}
+
+
+def test_a_part_for_no_module_is_refused(tmp_path: Path) -> None:
+    stage = write(tmp_path, "stage.yaml", {"model": {"class_path": "SearchModule"}})
+    typo = write(tmp_path, "typo.yaml", {"per_model": {"SerachModule": {}}})
+    with pytest.raises(SettingError, match=r"per_model\.SerachModule: there is no such module.*SearchModule"):
+        expand_overlays(["fit", "--config", stage, "--config", typo])
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    twice = write(tmp_path, "twice.yaml", "data:\n  num_envs: 3\n  game: Pong\n  num_envs: 4\n")
+    with pytest.raises(SettingError, match=r"twice\.yaml.*'num_envs' is given twice.*line 4"):
+        expand_overlays(["fit", "--config", twice])

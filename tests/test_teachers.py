@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_supernets import counted
 from torch import Tensor, nn
 
 from a2d_lightning.errors import SettingError
@@ -362,7 +363,7 @@ def test_a_checkpoint_of_another_normalization_is_not_resumed(tmp_path: Path, st
             return TeacherModule("four_conv", **SETTINGS, normalization=normalization)
         if stage == "search":
             return SearchModule(Plan((1, 1), (4, 8)), **SETTINGS, normalization=normalization)
-        Architecture(("skip", "conv_k3"), Plan((1, 1), (4, 8)), FRAME, macs=0, parameters=0).save(tmp_path / "a.json")
+        counted(("skip", "conv_k3"), Plan((1, 1), (4, 8)), FRAME).save(tmp_path / "a.json")
         return AgentModule(str(tmp_path / "a.json"), **SETTINGS, normalization=normalization)
 
     checkpoint_of(module("running"), tmp_path / "run.ckpt")

@@ -28,7 +28,7 @@ from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
 from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
-from a2d_lightning.optimizer_settings import OptimizerSettings
+from a2d_lightning.optimizer_settings import OptimizerSettings, without_parser
 from a2d_lightning.optimizers import RMSprop
 from a2d_lightning.policy import ActionChoice
 from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
@@ -112,7 +112,7 @@ class ActorCriticModule(EvaluatedModule):
         self.advantage = advantage or TDError()
         # plain numbers: weights_only refuses jsonargparse's restricted types, and optimizer states would carry them
         self.gamma = float(gamma)
-        self.optimizer = optimizer
+        self.optimizer = without_parser(optimizer)
         self.learning_rate_schedule = learning_rate_schedule
         self.gradient_clip_norm = float(gradient_clip_norm)
         self.coefficients = {

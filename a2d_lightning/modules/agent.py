@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.search_space import Architecture
 from a2d_lightning.teachers import AgentCard
@@ -17,6 +19,10 @@ class AgentModule(ActorCriticModule):
     def __init__(self, architecture: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.architecture = Architecture.load(architecture)
+        for name, mine in (("game", self.game), ("frame_shape", self.agent_frame_shape)):
+            its = getattr(self.architecture, name)
+            if its and its != mine:
+                rank_zero_info(f"remark: the architecture was searched for {name} {its}; here it is {mine}")
         backbone = self.architecture.build(self.agent_frame_shape)
         self.agent = self.make_agent(backbone)
 

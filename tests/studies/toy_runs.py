@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import lightning as L
+from small_supernets import counted
 from toy_game import CATCH, register
 
-from a2d_lightning.search_space import Architecture, Plan
+from a2d_lightning.search_space import Plan
 from a2d_lightning.studies.job import Job
 
 register()
@@ -31,7 +32,7 @@ class Registered(L.Callback):
 
 
 def save_architecture(path: Path, operator: str = "skip") -> Path:
-    architecture = Architecture((operator,), PLAN, (2, 12, 12), 0, 0)
+    architecture = counted((operator,), PLAN, (2, 12, 12))
     architecture.save(path)
     return path
 

@@ -1,0 +1,42 @@
+"""Sizes that no memory holds are refused in a line, at once."""
+
+import pytest
+
+from a2d_lightning.data import RolloutDataModule
+from a2d_lightning.errors import SettingError
+from a2d_lightning.games import FrameSettings
+from a2d_lightning.machine_memory import check_fits, total_memory
+from a2d_lightning.search_space import Plan
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert 2**29 < total_memory() < 2**50
+    check_fits(total_memory(), "everything")
+    with pytest.raises(SettingError, match=r"too much: needs .* GiB at least, and there are"):
+        check_fits(total_memory() + 1, "too much")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_envs": 10**9}, "data.num_envs 1000000000"),
+        ({"rollout_length": 10**8}, "data.rollout_length 100000000"),
+        ({"frames": FrameSettings(size=10**6)}, "frames of 4,000,000,000,000 bytes"),
+    ],
+)
+def test_rollouts_that_cannot_fit_are_refused(settings, named):
+    with pytest.raises(SettingError, match=named):
+        RolloutDataModule("Pong", **settings)
+
+
+@pytest.mark.parametrize("plan", [((10**9, 1), (8, 16)), ((1, 10**8), (8, 16)), ((1, 1), (8, 10**6))])
+def test_plans_that_cannot_fit_are_refused(plan):
+    with pytest.raises(SettingError, match="plan: cells_per_group"):
+        Plan(*plan)
+
+
+def test_the_papers_plan_and_wide_ones_fit():
+    Plan()
+    Plan((50, 50, 50), (256, 512, 1024))
