@@ -107,14 +107,14 @@ def _model_name(args: list[str], contents: list[dict[str, Any]]) -> str:
 
 
 def _lineage(class_path: str) -> list[str]:
-    """Return the name of a module's class and of those that it inherits from, the nearest first."""
+    """Return the names of a class and its bases, in the order of method resolution."""
     module, _, name = class_path.rpartition(".")
     if not module:
         return [name]
     try:
         return [kind.__name__ for kind in getattr(importlib.import_module(module), name).__mro__]
     except (ImportError, AttributeError):
-        return [name]  # LightningCLI says what is wrong
+        return [name]  # LightningCLI reports the error
 
 
 def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]:

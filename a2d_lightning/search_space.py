@@ -224,19 +224,15 @@ class Architecture:
         Raises:
             SettingError: ``source`` and what they should be.
         """
-        table, fixed = operator_macs(self.plan, self.frame_shape)
-        names = list(OPERATORS)
+        with torch.random.fork_rng(devices=[]):  # weights that are only counted are no reason for others to differ
+            backbone = self.build(self.frame_shape)
         counted = {
-            "macs": fixed + int(sum(table[cell, names.index(name)] for cell, name in enumerate(self.operators))),
-            "parameters": sum(weights.numel() for weights in self._on_no_device().parameters()),
+            "macs": count_macs(backbone, torch.Size(self.frame_shape)),
+            "parameters": sum(weights.numel() for weights in backbone.parameters()),
         }
         for name, number in counted.items():
             if getattr(self, name) != number:
                 raise SettingError(f"{source}: {name!r} is {getattr(self, name)}, and its operators have {number}.")
-
-    def _on_no_device(self) -> nn.Module:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            return self.build(self.frame_shape)
 
     @staticmethod
     def from_dict(content: Any, source: str) -> "Architecture":

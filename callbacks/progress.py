@@ -45,7 +45,8 @@ class EnvStepsProgress(ProgressBar):
 
     @property
     def _console(self) -> Console:
-        return Console(stderr=True, highlight=False)  # one that is kept could be neither pickled nor copied
+        # not kept, since a Console can be neither pickled nor copied
+        return Console(stderr=True, highlight=False) if self._live is None else self._live.console
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but one."""

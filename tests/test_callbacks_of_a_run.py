@@ -60,3 +60,10 @@ def test_averaged_weights_of_lightning_are_kept(tmp_path):
     args = [*CATCH_ARGS, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
     fit("teacher", tmp_path, 100, *args)
     assert len([row for row in metrics(tmp_path) if "loss/total" in row]) == 5
+
+
+def test_an_architecture_of_another_game_is_remarked_on(tmp_path, caplog, small_architecture):
+    # searched for pong at 42x42; Catch has frames of this size, too
+    fit("retrain", tmp_path, 20, *CATCH_ARGS, *WITHOUT_TEACHER, f"--model.architecture={small_architecture}")
+    (remark,) = [line for line in caplog.messages if line.startswith("remark: the architecture was searched for")]
+    assert "was searched for game pong; here it is" in remark

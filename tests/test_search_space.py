@@ -247,6 +247,12 @@ def test_broken_json_is_refused(tmp_path: Path, content: bytes) -> None:
     assert "not JSON" in refusal_of(path)
 
 
+def test_lists_that_are_nested_too_deeply_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000 + "]" * 200_000)
+    assert "not JSON" in refusal_of(path)
+
+
 @pytest.mark.parametrize("content", ["[1, 2]", "null", "3", '"skip"'])
 def test_json_that_is_no_object_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "list.json"
