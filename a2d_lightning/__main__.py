@@ -3,6 +3,7 @@
 import sys
 
 from a2d_lightning import __version__
+from a2d_lightning.cores import let_waiting_threads_sleep
 from a2d_lightning.overview import OVERVIEW
 
 
@@ -15,6 +16,7 @@ def main(args: list[str]) -> None:
     elif args[0] == "--version":
         print(f"a2d_lightning {__version__}")
     else:
+        let_waiting_threads_sleep()
         from a2d_lightning.cli import main as run  # noqa: PLC0415 (takes seconds)
 
         run(args)

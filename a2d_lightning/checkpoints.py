@@ -13,6 +13,12 @@ from a2d_lightning.teachers import read_agent
 
 LAST = "last"
 
+WEIGHTS_OF_SPAWNED = ".temp.ckpt"
+"""Lightning's name for weights that processes of ``ddp_spawn`` and ``ddp_fork`` hand to the one that started them."""
+
+UNFINISHED = "next.ckpt"
+"""A save that is under way, or was cut short."""
+
 _PARTS = {
     **{"pytorch-lightning_version": str, "epoch": int, "global_step": int, "state_dict": dict, "loops": dict},
     **{"optimizer_states": list, "callbacks": dict, "env_steps": int},
@@ -52,6 +58,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
         else:
             checkpoint = load(path, map_location)
+        if Path(path).name == WEIGHTS_OF_SPAWNED:
+            return checkpoint
         for name, kind in _PARTS.items():
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(name), kind):
                 raise SettingError(f"ckpt_path: {path} has no {name!r} and is no checkpoint of a run; take another.")
@@ -59,10 +67,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def kept(folder: Path) -> list[Path]:
-    """``last.ckpt`` and those that were it before, ``last-1.ckpt`` and so on, newest first."""
+    """Return the checkpoints that a run can be resumed from, newest first.
+
+    These are ``last.ckpt`` and those that were it before, ``last-1.ckpt`` and so on; in a run without RunCheckpoint,
+    the files of Lightning's own callback.
+    """
     older = [path for path in folder.glob(f"{LAST}-*.ckpt") if path.stem.removeprefix(f"{LAST}-").isdigit()]
     older.sort(key=lambda path: int(path.stem.removeprefix(f"{LAST}-")))
-    return [path for path in (folder / f"{LAST}.ckpt", *older) if path.is_file()]
+    found = [path for path in (folder / f"{LAST}.ckpt", *older) if path.is_file()]
+    others = [path for path in folder.glob("*.ckpt") if path.name != UNFINISHED]
+    return found or sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def newest_good(folder: Path) -> Path | None:

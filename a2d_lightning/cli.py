@@ -3,18 +3,16 @@
 import errno
 import importlib
 import inspect
-import itertools
 import json
 import logging
 import os
-import re
 import sys
 import threading
 import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 from gymnasium.error import DependencyNotInstalled
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
@@ -26,8 +24,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.arguments import check_seed, whole_numbers
 from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, newest_good
+from a2d_lightning.checkpoints import LAST, AtomicCheckpointIO, kept, newest_good
+from a2d_lightning.cores import usable_cores
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
@@ -40,6 +40,7 @@ from a2d_lightning.parse_errors import one_line
 from a2d_lightning.real_run import leaves_files
 from a2d_lightning.run_folder import RUN_FOLDER
 from a2d_lightning.teachers import bundled_teachers, load_weights, read_agent
+from a2d_lightning.trainer_settings import check_trainer
 
 LINKED = {
     "game": "data.game",
@@ -48,6 +49,12 @@ LINKED = {
     "total_env_steps": "data.total_env_steps",
 }
 """What the model takes from the data, and the setting that decides it."""
+
+CKPT_PATH_HELP = (
+    "a checkpoint's path; last: the newest of run_dir that is whole; best: the one with the highest score; auto (fit): "
+    "last, or a new run where there is none. validate and test also take an exported .safetensors or a bundled name."
+)
+"""In place of Lightning's, which offers keywords that have no meaning here."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
@@ -68,6 +75,10 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
+        config = self.config.clone()
+        config.ckpt_path = None  # of this start alone
+        self.content = self.parser.dump(config, skip_none=False)
+        del self.parser  # ddp_spawn pickles callbacks, and a parser cannot be pickled
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write nothing yet: a checkpoint that is refused must leave the folder as it was."""
@@ -79,10 +90,7 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
         """Into ``run_dir/config.yaml``; a test leaves the one of the training."""
         if stage == "fit" and leaves_files(trainer):
-            path = Path(trainer.default_root_dir) / "config.yaml"
-            config = self.config.clone()
-            config.ckpt_path = None  # of this start alone
-            self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
+            write_atomically(Path(trainer.default_root_dir) / "config.yaml", self.content.encode())
 
 
 class A2DCLI(LightningCLI):
@@ -112,6 +120,13 @@ class A2DCLI(LightningCLI):
         """``predict`` has no meaning here."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
 
+    def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(*args, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = CKPT_PATH_HELP
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, and what the model takes from the data."""
         parser.add_argument("--run_dir", type=str, default="runs/run", help="folder for everything that a run writes")
@@ -134,7 +149,7 @@ class A2DCLI(LightningCLI):
         if self._get(self.config, "trainer").get("default_root_dir") is not None:
             raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
-        self._check_trains()
+        check_trainer(self._get(self.config_init, "trainer"), trains=self.subcommand == "fit")
         kwargs["logger"] = self._loggers(run_dir)
         plugins = self._get(self.config, "trainer").get("plugins") or []
         plugins = [*plugins] if isinstance(plugins, list) else [plugins]
@@ -145,13 +160,6 @@ class A2DCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(run_dir / "checkpoints")
         return trainer
-
-    def _check_trains(self) -> None:
-        """Refuse a trainer that would train nothing."""
-        asked = self._get(self.config_init, "trainer")
-        for name in ("max_epochs", "max_steps", "limit_train_batches"):
-            if self.subcommand == "fit" and asked.get(name) == 0:
-                raise SettingError(f"trainer.{name}: 0 trains nothing; a run's budget is data.total_env_steps.")
 
     def _loggers(self, run_dir: Path) -> list[Logger] | bool:
         """Return the loggers that the user asks for, with ``metrics.csv``, which ``curves`` and ``bank`` read."""
@@ -234,46 +242,6 @@ def _check_command(args: list[str]) -> None:
         raise SettingError(f"there is no command {args[0]!r}; there are {', '.join(known)}.")
 
 
-def whole_numbers(args: list[str]) -> list[str]:
-    """Write whole numbers like 1e6 in full: YAML files may have them for counts, and so may the command line."""
-
-    def in_full(value: str) -> str:
-        is_whole = re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value) and float(value).is_integer()
-        return str(int(float(value))) if is_whole else value
-
-    written, option = [], ""
-    for arg in args:
-        name, equals, value = arg.partition("=")
-        if arg.startswith("--"):
-            written.append(name + equals + in_full(value))
-        else:
-            written.append(in_full(arg) if option.startswith(("--data.", "--model.", "--trainer.")) else arg)
-        option = arg
-    return written
-
-
-def _check_seed(args: list[str]) -> None:
-    """Refuse a seed of the model, which the link to ``seed_everything`` replaces while arguments are parsed."""
-    seeds = ("--model.seed", "--model.init_args.seed")
-    given = any(arg.partition("=")[0] in seeds for arg in args)
-    for option, value in itertools.pairwise(args):
-        if option in ("--config", "-c", "--model") and (content := _mapping(value)):
-            model = content if option == "--model" else content.get("model")
-            init_args = model.get("init_args") if isinstance(model, dict) else None
-            given |= isinstance(init_args, dict) and "seed" in init_args
-    if given:
-        raise SettingError("model.seed: linked; it follows from seed_everything, leave it out.")
-
-
-def _mapping(value: str) -> dict[str, Any] | None:
-    """Return the mapping that a file or an argument in JSON holds."""
-    try:
-        content = yaml.safe_load(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _seed(seed: Any) -> int:
     return int(seed) if isinstance(seed, int) and not isinstance(seed, bool) else 0
 
@@ -309,7 +277,7 @@ def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
 
 
 def _check_unused(checkpoints: Path) -> None:
-    if any(checkpoints.glob("*.ckpt")):
+    if kept(checkpoints):
         raise SettingError(
             f"run_dir: {str(checkpoints.parent)!r} already holds a run; go on with it by --ckpt_path last, or name "
             "another folder by --run_dir."
@@ -322,6 +290,8 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     _quieten()
     keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     INTERRUPTION.catch_signals(ends_process=True)
     try:
         if args[:1] and args[0] in COMMANDS:
@@ -330,7 +300,7 @@ def main(args: list[str] | None = None) -> None:
         else:
             _check_command(args)
             args = expand_overlays(whole_numbers(args))
-            _check_seed(args)
+            check_seed(args)
             A2DCLI(args)
     except Interrupted as signal:
         if getattr(rank_zero_only, "rank", 0) == 0:
@@ -385,6 +355,7 @@ def _user_mistake(error: BaseException) -> Exception:
         seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     missing = isinstance(error, ModuleNotFoundError) and "pip install" in str(error)
+    missing |= isinstance(error, ValueError) and "cannot represent an object" in str(error)
     if isinstance(error, Exception) and (missing or isinstance(error, ArgumentError | MisconfigurationException)):
         return error
     raise error

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from a2d_lightning.circumstances import changes, circumstances
 from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
+from a2d_lightning.cores import usable_cores
 from a2d_lightning.errors import SettingError
 from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game, without_module
+from a2d_lightning.interruption import INTERRUPTION
 from a2d_lightning.machine_memory import check_fits
 from a2d_lightning.parking import first_core
 from a2d_lightning.ranks import gathered
@@ -184,7 +186,7 @@ class RolloutDataModule(L.LightningDataModule):
     def games(self, num_envs: int, seed: int) -> Games:
         """``num_envs`` games with this module's settings."""
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
-        threads = self.num_env_threads or max(1, min(num_envs, (os.cpu_count() or 1) // local_ranks))
+        threads = self.num_env_threads or max(1, min(num_envs, usable_cores() // local_ranks))
         trainer = self.trainer
         return Games(
             game=self.game,
@@ -232,9 +234,10 @@ class RolloutDataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> Iterable[TensorDict]:
-        """Builds the collector around the module's agent, which is on its device by now; resumes what was saved."""
+        """Build the collector around the module's agent, which is on its device by now; resume what was saved."""
         trainer = self.trainer
         assert trainer is not None
+        self._shut_down()  # of an earlier dataloader
         learner = cast(Learner, trainer.lightning_module)
         device = trainer.strategy.root_device
         # a resumed run whose games begin anew must not replay those of the first one, and no two ranks the same
@@ -242,6 +245,10 @@ class RolloutDataModule(L.LightningDataModule):
         with restoring():
             state = self._state_to_resume(trainer.global_rank, device)
         games = self.games(self.num_envs, seed)
+        rank_zero_info(
+            f"{usable_cores()} usable cores: {torch.get_num_threads()} threads of torch (OMP_NUM_THREADS), "
+            f"{games.num_threads} of the games (data.num_env_threads)"
+        )
         self.collecting = self.collection.start(games, learner.agent, self.rollout_length, device, state)
         if state:
             with restoring():
@@ -249,10 +256,16 @@ class RolloutDataModule(L.LightningDataModule):
         return Rollouts(self, self.collecting)
 
     def between_rollouts(self) -> None:
-        """Tells callbacks with a method of this name that a rollout is done and the next one has not begun."""
-        for callback in cast(Any, self.trainer).callbacks:
-            if isinstance(callback, BetweenRollouts):
-                callback.between_rollouts(self.trainer)
+        """Tell callbacks with a method of this name that a rollout is done and the next one has not begun.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
+        told = [each for each in cast(Any, self.trainer).callbacks if isinstance(each, BetweenRollouts)]
+        for callback in told:
+            callback.between_rollouts(self.trainer)
+        if not told:
+            INTERRUPTION.check()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ class Heartbeats:
 
     def _is_gone(self, rank: int) -> bool:
         host, pid = self.processes[rank]
-        if host != self.host:
+        if host != self.host or sys.platform == "win32":  # os.kill ends processes there, whatever the signal
             return False
         status = Path(f"/proc/{pid}/stat")
         try:

@@ -6,13 +6,11 @@ import os
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+from a2d_lightning.cores import usable_cores
 
 
 def first_core(num_threads: int, process: int, processes: int) -> int:
@@ -26,7 +24,7 @@ def first_core(num_threads: int, process: int, processes: int) -> int:
         process: this one, from 0.
         processes: on this machine.
     """
-    return process * num_threads if num_threads * processes == cores() == os.cpu_count() else -1
+    return process * num_threads if num_threads * processes == usable_cores() == os.cpu_count() else -1
 
 
 class ParkedThreads:
@@ -44,14 +42,14 @@ class ParkedThreads:
     def __init__(self, other_threads: int) -> None:
         self.other_threads = other_threads
         self._openmp = gcc_openmp()
-        self._libc = ctypes.PyDLL(None)
+        self._libc: Any = ctypes.PyDLL(None) if self._openmp is not None else None  # Windows knows no None
         self._semaphore = (ctypes.c_long * 8)()  # a sem_t takes 32 bytes
         self._asleep = 0
         self._is_open = False
 
     def __enter__(self) -> None:
         threads = torch.get_num_threads()
-        if self._openmp is None or threads == 1 or threads + self.other_threads <= cores():
+        if self._openmp is None or threads == 1 or threads + self.other_threads <= usable_cores():
             return
         self._libc.sem_init(self._semaphore, 0, 0)
         self._asleep = threads - 1

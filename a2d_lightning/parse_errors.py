@@ -11,6 +11,16 @@ ELSEWHERE = {
 }
 """Settings that users of Lightning or readers of the paper expect, and where they are here."""
 
+LIGHTNINGS_OWN = {
+    "gradient clipping is not supported for manual optimization": (
+        f"trainer.gradient_clip_val: {ELSEWHERE['trainer.gradient_clip_val']}"
+    ),
+    "('cannot represent an object', <Interval.": (
+        "trainer.callbacks: Timer cannot be written into config.yaml; add --trainer.callbacks.interval step."
+    ),
+}
+"""Words of Lightning's errors that do not say what to do, and a line that does."""
+
 NO_MODEL = (
     "--config: a stage is required, configs/teacher.yaml, configs/search.yaml or configs/retrain.yaml, or a --model; "
     "overlays come after it."
@@ -27,8 +37,9 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
     text = " ".join(message.split())
     if re.fullmatch(r"the following arguments are required: \w+\.model", text):
         return NO_MODEL
-    if "gradient clipping is not supported for manual optimization" in text:
-        return f"trainer.gradient_clip_val: {ELSEWHERE['trainer.gradient_clip_val']}"
+    for words, line in LIGHTNINGS_OWN.items():
+        if words in text:
+            return line
     unrecognized = re.search(r"[Uu]nrecognized arguments: --?(\S+?)(?:[= ].*)?$", text)
     if unrecognized:
         return _unknown(unrecognized[1], known_settings)

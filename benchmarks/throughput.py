@@ -8,6 +8,8 @@ import csv
 import importlib.util
 import logging
 import math
+import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,18 +22,21 @@ import torch
 from matplotlib import pyplot as plt
 
 from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.cores import let_waiting_threads_sleep
 from a2d_lightning.modules import TeacherModule
 from a2d_lightning.sampling import Sampling, SoftSum
 from a2d_lightning.search_space import Plan
 from benchmarks import footprint, limit, ours, stable_baselines, supernets, torchrl_recipe
 from benchmarks.plain_supernet import PlainSoftSum
-from benchmarks.turns import Contestant, Lap, Seat, alternate
+from benchmarks.turns import Contestant, Lap, Seat, alternate, beside_a_busy_process
 
 NUM_ENVS, STEPS, SIZE = 16, 5, 84
 ENV_STEPS = NUM_ENVS * STEPS
 
 PEERS = {"Stable-Baselines3": 1.6, "TorchRL": 4.0}
 """Who trains Vanilla, too, and how much faster ours should be."""
+
+BESIDE = "ours, vanilla, beside one busy process"
 
 WITHOUT_TARGET = ("ours, vanilla in bfloat16", "soft sum, recomputed")
 """Contestants that a quick run leaves out."""
@@ -94,6 +99,7 @@ def groups(threads: int) -> dict[str, Group]:
         **the_limit("vanilla"),
         "our rollouts": our(_collect, threads),
         "ours, vanilla": our(_train, threads, "vanilla"),
+        BESIDE: beside_a_busy_process(our(_train, threads, "vanilla")),
         "ours, vanilla in bfloat16": our(_train, threads, "vanilla", "bf16-mixed"),
         "TorchRL": peer(torchrl_recipe.train, NUM_ENVS, STEPS),
     }
@@ -144,6 +150,7 @@ def table(seconds: dict[str, Seconds], quick: bool, threads: int) -> list[Row]:
     trivial = ratio(vanilla, ["raw emulators"], ["our rollouts"])
     rows = [Row("rollout, trivial policy / raw emulators", *trivial, at_least=0.9)]
     rows += [Row(f"A2C, Vanilla / {peer}", *ratio(vanilla, [peer], fast), at_least=PEERS[peer]) for peer in peers]
+    rows.append(Row("A2C, Vanilla beside one busy process / alone", *ratio(vanilla, fast, [BESIDE]), at_least=0.4))
     if not quick:
         rows += [Row(f"A2C, Vanilla in bfloat16 / {peer}", *ratio(vanilla, [peer], faster)) for peer in peers]
     for name, network, group in (("Vanilla", "vanilla", vanilla), ("ResNet-20", "resnet20", resnet20)):
@@ -225,6 +232,9 @@ def write(seconds: dict[str, Seconds], output: Path) -> None:
 
 def main() -> None:
     """See the module."""
+    if "GOMP_SPINCOUNT" not in os.environ:  # a setting of our commands, which torch reads when it is imported
+        let_waiting_threads_sleep()
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of what has a target, no peak memory")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the emulators")

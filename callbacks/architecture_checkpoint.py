@@ -34,23 +34,23 @@ class ArchitectureCheckpoint(L.Callback):
         """Writes what the search would give now, as the best if the supernet has never scored so high."""
         if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
             return
-        self._write(trainer, pl_module, f"step-{search_module(self, pl_module).env_steps:012d}")
-        self._write(trainer, pl_module, "last")
+        self.write_architecture(trainer, pl_module, f"step-{search_module(self, pl_module).env_steps:012d}")
+        self.write_architecture(trainer, pl_module, "last")
         score = float(trainer.callback_metrics["val/score"])
         if score > self.best_score:
             self.best_score = score
-            self._write(trainer, pl_module, "best")
+            self.write_architecture(trainer, pl_module, "best")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes ``last.json`` at the end."""
         if leaves_files(trainer):
-            self._write(trainer, pl_module, "last")
+            self.write_architecture(trainer, pl_module, "last")
         self._searching = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Writes ``last.json`` on Ctrl-C, SIGTERM and errors."""
         if self._searching and leaves_files(trainer):
-            self._write(trainer, pl_module, "last")
+            self.write_architecture(trainer, pl_module, "last")
 
     def state_dict(self) -> dict[str, Any]:
         """The best score, for a resumed run."""
@@ -61,6 +61,7 @@ class ArchitectureCheckpoint(L.Callback):
         self.best_score = state_dict["best_score"]
 
     @rank_zero_only
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+    def write_architecture(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
+        """Write ``run_dir/architectures/<name>.json``."""
         folder = Path(trainer.default_root_dir) / "architectures"
         search_module(self, pl_module).derive().save(folder / f"{name}.json")

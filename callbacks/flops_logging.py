@@ -9,7 +9,7 @@ from torch import Tensor
 
 from a2d_lightning.costs import expected_macs
 from a2d_lightning.supernet import Supernet
-from callbacks.search_only import search_module
+from callbacks.search_only import is_logging_step, search_module
 
 
 class FLOPsLogging(L.Callback):
@@ -38,7 +38,7 @@ class FLOPsLogging(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
         """Logs at the interval."""
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if is_logging_step(trainer):
             pl_module.log_dict(search_metrics(search_module(self, pl_module).supernet))
 
 

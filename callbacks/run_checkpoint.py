@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from a2d_lightning.checkpoints import LAST
+from a2d_lightning.checkpoints import LAST, UNFINISHED
 from a2d_lightning.errors import RunFailedError, SettingError
 from a2d_lightning.interruption import INTERRUPTION, Interrupted
 from a2d_lightning.ranks import any_rank
@@ -176,7 +176,7 @@ class RunCheckpoint(Checkpoint):
         if not leaves_files(trainer):
             return True
         folder = self._folder(trainer)
-        new = folder / "next.ckpt"
+        new = folder / UNFINISHED
         with INTERRUPTION.saving:
             for logger in trainer.loggers:
                 logger.save()  # what is resumed later must find the metrics up to here

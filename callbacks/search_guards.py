@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.search_space import OPERATORS
-from callbacks.search_only import search_module
+from callbacks.search_only import is_logging_step, search_module
 
 SKIP = list(OPERATORS).index("skip")
 
@@ -44,7 +44,7 @@ class SearchGuards(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
         """Looks at the interval."""
-        if (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if is_logging_step(trainer):
             for kind, message in self.findings(search_module(self, pl_module)):
                 if kind not in self.said:
                     self.said.append(kind)

@@ -1,4 +1,6 @@
-"""What every callback of the search asks for first."""
+"""What several callbacks of the search ask."""
+
+from typing import Any
 
 import lightning as L
 
@@ -18,3 +20,9 @@ def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModu
             "take it out of the config."
         )
     return module
+
+
+def is_logging_step(trainer: Any) -> bool:
+    """Return whether the trainer writes its logs after this rollout; never where ``log_every_n_steps`` is 0."""
+    interval: int = trainer.log_every_n_steps
+    return interval > 0 and (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % interval == 0

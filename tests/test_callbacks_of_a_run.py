@@ -1,4 +1,4 @@
-"""Trainers that train nothing are refused; modules and callbacks can be copied and pickled."""
+"""What a run does with other callbacks than the configs', and without them; copies of modules and callbacks."""
 
 import copy
 import pickle
@@ -6,7 +6,8 @@ import pickle
 import pytest
 from test_resume import CATCH_ARGS, fit, metrics
 
-from a2d_lightning.cli import SaveConfig
+from a2d_lightning.collection import LocalCollection
+from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from callbacks import EnvStepsProgress
 
@@ -38,8 +39,8 @@ def test_module_and_callbacks_are_copied_and_pickled(stage, monkeypatch, tmp_pat
     real = ActorCriticModule.on_train_start
 
     def on_train_start(self):
-        # Lightning's own keep the parser and, while they run, the trainer
-        callbacks = [each for each in self.trainer.callbacks if not isinstance(each, SaveConfig | EnvStepsProgress)]
+        # Lightning's progress bars keep the trainer while they run
+        callbacks = [each for each in self.trainer.callbacks if not isinstance(each, EnvStepsProgress)]
         for each in (self, *callbacks):
             copied.append(copy.deepcopy(each))
             pickle.loads(pickle.dumps(each))
@@ -67,3 +68,75 @@ def test_an_architecture_of_another_game_is_remarked_on(tmp_path, caplog, small_
     fit("retrain", tmp_path, 20, *CATCH_ARGS, *WITHOUT_TEACHER, f"--model.architecture={small_architecture}")
     (remark,) = [line for line in caplog.messages if line.startswith("remark: the architecture was searched for")]
     assert "was searched for game pong; here it is" in remark
+
+
+@pytest.mark.parametrize("callbacks", ["null", "lightning.pytorch.callbacks.ModelCheckpoint"])
+def test_a_run_without_our_callbacks_can_be_resumed(callbacks, tmp_path, capsys):
+    args = [*CATCH_ARGS, *WITHOUT_TEACHER, "--trainer.callbacks", callbacks]
+    fit("teacher", tmp_path / "whole", 200, *args)
+    fit("teacher", tmp_path / "ended", 200, *args, "--trainer.max_epochs", "1")  # of 100 environment steps
+    with pytest.raises(SystemExit):
+        fit("teacher", tmp_path / "ended", 200, *args)
+    assert "already holds a run; go on with it by --ckpt_path last" in capsys.readouterr().err
+    fit("teacher", tmp_path / "ended", 200, *args, "--ckpt_path", "last")
+    whole, ended = ([row for row in metrics(tmp_path / name) if "loss/total" in row] for name in ("whole", "ended"))
+    assert len(whole) == 10
+    assert ended[5:] == whole[5:]
+
+
+def test_a_run_without_our_callbacks_stops_when_asked_to(tmp_path, monkeypatch, capsys):
+    real = ActorCriticModule.training_step
+
+    def training_step(self, rollout, batch_idx):
+        real(self, rollout, batch_idx)
+        if batch_idx == 1:
+            INTERRUPTION.asked_by = "SIGTERM"
+
+    monkeypatch.setattr(ActorCriticModule, "training_step", training_step)
+    with pytest.raises(SystemExit) as exit_:
+        fit("teacher", tmp_path, 200, *CATCH_ARGS, "--trainer.callbacks", "null")
+    assert exit_.value.code == INTERRUPTED
+    assert "interrupted by SIGTERM" in capsys.readouterr().err
+    assert len([row for row in metrics(tmp_path) if "loss/total" in row]) == 2
+
+
+TAU, ARCHITECTURE = "warning: tau stays at", "warning: no architecture will be written"
+ANNEALING, WRITER = "callbacks.TemperatureAnnealing", "callbacks.ArchitectureCheckpoint"
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "missed"),
+    [
+        ([], [TAU, ARCHITECTURE]),
+        ([ANNEALING], [ARCHITECTURE]),
+        ([WRITER], [TAU]),
+        ([WRITER, ANNEALING], []),
+    ],
+)
+def test_a_search_says_which_callbacks_it_misses(callbacks, missed, tmp_path, caplog):
+    listed = "[" + ", ".join(f"{{class_path: {name}}}" for name in callbacks) + "]"
+    fit("search", tmp_path, 20, *CATCH_ARGS, *WITHOUT_TEACHER, "--trainer.callbacks", listed)
+    said = [line for line in caplog.messages if line.startswith(("warning: tau", "warning: no architecture"))]
+    assert [line.startswith(start) for line, start in zip(said, missed, strict=True)] == [True] * len(missed)
+
+
+def test_two_schedules_of_tau_are_refused(run, tmp_path):
+    error = run("search", *WITHOUT_TEACHER, "--trainer.callbacks+=callbacks.TemperatureAnnealing")
+    assert "TemperatureAnnealing and TemperatureAnnealing would both set tau; leave one of them" in error
+
+
+def test_dataloaders_that_are_built_again_shut_down_the_games_before(tmp_path, monkeypatch):
+    started, ended = [], []
+    start = LocalCollection.start
+
+    def counted(self, *args):
+        collecting = start(self, *args)
+        started.append(collecting)
+        shutdown = collecting.shutdown
+        monkeypatch.setattr(collecting, "shutdown", lambda: (ended.append(collecting), shutdown()))
+        return collecting
+
+    monkeypatch.setattr(LocalCollection, "start", counted)
+    fit("teacher", tmp_path, 300, *CATCH_ARGS, "--trainer.reload_dataloaders_every_n_epochs", "1")
+    assert len(started) == 3
+    assert ended == started

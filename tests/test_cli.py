@@ -188,3 +188,12 @@ def test_an_error_among_its_own_causes_ends_the_run(monkeypatch):
     monkeypatch.setattr("a2d_lightning.cli.A2DCLI", fail)
     with pytest.raises(RuntimeError, match="first"):
         main(["fit"])
+
+
+def test_help_says_what_ckpt_path_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "last: the newest of run_dir that is whole; best: the one with the highest score; auto (fit): last" in text
+    assert "hpc" not in text
+    assert "registry" not in text.replace("model_registry", "")

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
 KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "pointwise", "unit_frames", "weighted_sum"}
 LEAVES = {
     "atomic_file",
+    "cores",
     "errors",
     "games",
     "interruption",
@@ -98,11 +99,12 @@ def test_the_house_is_where_it_is_looked_for() -> None:
     ("name", "allowed"),
     [
         ("native", {"parking"}),
+        ("cores", set()),
         *[(name, {"native"}) for name in sorted(KERNELS - {"native"})],
         ("errors", set()),
         ("atomic_file", set()),
         ("interruption", set()),
-        ("parking", set()),
+        ("parking", {"cores"}),
         ("watchdog", set()),
         ("plain_checkpoints", {"errors"}),
         ("checkpoints", LEAVES | {"plain_checkpoints", "teachers"}),
@@ -130,6 +132,7 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("sampling", LEAVES | {"search_space"}),
         ("nas.derivation", LEAVES),
         ("nas.gradient_noise", set()),
+        ("nas.needed_callbacks", {"errors"}),
         ("supernet", LEAVES | {"nas.derivation", "normalization", "search_space", "sampling"}),
         ("costs", LEAVES | {"supernet"}),
         ("budget", LEAVES | {"supernet"}),

@@ -89,7 +89,7 @@ def test_nothing_happens_where_nobody_is_in_the_way(
     torch_threads: int, others: int, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parking, "gcc_openmp", NeverCalled)
-    monkeypatch.setattr(parking, "cores", lambda: cores)
+    monkeypatch.setattr(parking, "usable_cores", lambda: cores)
     monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads)
     with ParkedThreads(others):
         pass
@@ -110,7 +110,7 @@ def test_threads_are_bound_only_where_they_fill_the_machine(
     num_threads: int, process: int, processes: int, usable: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(parking, "cores", lambda: usable)
+    monkeypatch.setattr(parking, "usable_cores", lambda: usable)
     assert first_core(num_threads, process, processes) == expected
 
 

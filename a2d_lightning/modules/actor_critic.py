@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
@@ -26,6 +26,7 @@ from a2d_lightning.finite import check_finite, keep_rollout
 from a2d_lightning.loggers import OnEnvSteps
 from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.evaluated import EvaluatedModule
+from a2d_lightning.modules.loading import load_module
 from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
 from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
 from a2d_lightning.optimizer_settings import OptimizerSettings, without_parser
@@ -398,6 +399,17 @@ class ActorCriticModule(EvaluatedModule):
         checkpoint["skipped_updates"] = self.skipped_updates
         checkpoint["agent_card"] = self.card().to_dict()
         checkpoint["recent_game_scores"] = list(self.recent_game_scores)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, map_location: Any = "cpu", **changes: Any) -> Self:  # type: ignore[override]
+        """Build the module of a run from ``run_dir/checkpoints/x.ckpt`` and ``run_dir/config.yaml``.
+
+        Args:
+            checkpoint_path: the checkpoint.
+            map_location: device of the module.
+            changes: arguments of the module that replace the run's. Without ``config.yaml``, all that it needs.
+        """
+        return load_module(cls, Path(checkpoint_path), map_location, changes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the clock.

@@ -19,6 +19,7 @@ from a2d_lightning.macs import count_macs
 from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
 from a2d_lightning.nas.derivation import Argmax, Derivation
 from a2d_lightning.nas.gradient_noise import GradientNoise
+from a2d_lightning.nas.needed_callbacks import check_callbacks
 from a2d_lightning.networks import ActorCritic, make_backbone
 from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
 from a2d_lightning.ranks import gathered, own
@@ -93,7 +94,8 @@ class SearchModule(ActorCriticModule):
         self.reference_macs = count_macs(reference, torch.Size(self.agent_frame_shape))
         self.gumbel_generator = torch.Generator().manual_seed(seed)
         self.supernet.draw(self.gumbel_generator)
-        self.derived: ActorCritic | None = None
+        # in a tuple: as a submodule it would be among the module's parameters during evaluations alone
+        self._derived: tuple[ActorCritic, ...] = ()
         self.derived_scores = CatMetric()
         self._waiting: list[DrawnRollout] = []
         self._recent_frames: deque[Tensor] = deque(maxlen=RECALIBRATION_ROLLOUTS)
@@ -106,6 +108,16 @@ class SearchModule(ActorCriticModule):
     def weights(self) -> list[torch.nn.Parameter]:
         """theta: everything but alpha."""
         return [p for p in self.agent.parameters() if p is not self.supernet.alpha_logits]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give pickle the generator's state as bytes: ``ddp_spawn`` shares tensors, and that one is gone too soon."""
+        return super().__getstate__() | {"gumbel_generator": bytes(self.gumbel_generator.get_state().tolist())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        super().__setstate__(state)
+        self.gumbel_generator = torch.Generator()
+        self.gumbel_generator.set_state(torch.tensor(list(state["gumbel_generator"]), dtype=torch.uint8))
 
     # --- set-up ---------------------------------------------------------------------------------------------------
 
@@ -152,9 +164,11 @@ class SearchModule(ActorCriticModule):
         """Checks what only the trainer knows.
 
         Raises:
-            SettingError: epochs too short for the scheme, or processes that would wait for operators not computed.
+            SettingError: two schedules of tau, epochs too short for the scheme, or processes that would wait for
+                operators not computed.
         """
         super().on_fit_start()
+        check_callbacks(cast(Any, self.trainer).callbacks, float(self.supernet.tau))
         data: Any = cast(Any, self.trainer).datamodule
         needed = self.scheme.rollouts_per_update
         if data is not None and data.rollouts_per_epoch < needed:
@@ -279,24 +293,23 @@ class SearchModule(ActorCriticModule):
         return agent
 
     def on_validation_start(self) -> None:
-        """Derives the network to score; before any rollout there are no frames to recalibrate it on."""
+        """Derive the network to score; before any rollout there are no frames to recalibrate it on."""
         super().on_validation_start()
-        self.derived = None
-        if self._recent_frames:
-            self.derived = self.derived_agent()
-            self.share_buffers(self.derived)
+        self._derived = (self.derived_agent(),) if self._recent_frames else ()
+        for derived in self._derived:
+            self.share_buffers(derived)
 
     def validation_step(self, game_seeds: Tensor, batch_idx: int) -> None:
-        """Plays the games with the supernet, and again with the derived network.
+        """Play the games with the supernet, and again with the derived network.
 
         Where a draw samples single operators and the derived network has the highest alphas, the two are one network in
         evaluation, but for the supernet's running statistics, which mix all sampled paths: the derived network's play
         then scores both.
         """
-        if self.derived is None:
+        if not self._derived:
             super().validation_step(game_seeds, batch_idx)
             return
-        derived = self.derived
+        (derived,) = self._derived
         scores = self.play(game_seeds, lambda pixels, generator: self.actions_of(derived, pixels, generator))
         self.derived_scores.update(scores)
         if self.supernet.sampling.skips_operators and isinstance(self.supernet.derivation, Argmax):
@@ -305,11 +318,11 @@ class SearchModule(ActorCriticModule):
             super().validation_step(game_seeds, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs both scores."""
+        """Log both scores."""
         super().on_validation_epoch_end()
-        if self.derived is not None:
+        if self._derived:
             self.log_scores("val/derived_", self.derived_scores)
-            self.derived = None
+            self._derived = ()
 
     def macs(self) -> int:
         """Compute the MACs of the network that :meth:`derive` gives now."""

@@ -1,7 +1,6 @@
 """``python -m a2d_lightning bank``: train many architectures by one recipe, several seeds each, into one table."""
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from a2d_lightning.atomic_file import write_atomically
+from a2d_lightning.cores import usable_cores
 from a2d_lightning.curves import read_metrics
 from a2d_lightning.errors import SettingError
 from a2d_lightning.games import canonical_game, without_module
@@ -46,7 +46,7 @@ def bank(args: list[str]) -> None:
     parser.add_argument("--seeds", type=list[int], default=[0], help="each network is trained with each (default: [0])")
     parser.add_argument("--output", type=str, required=True, help="folder for bank.csv and the runs")
     parser.add_argument("--overrides", type=list[str], default=[], help='of the runs: "[--data.game=Pong, ...]"')
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="runs at a time, one thread each")
     parser.add_argument("--address", type=str | None, default=None, help="Ray cluster that trains instead, e.g. auto")
     parser.add_argument("--origin", type=str | None, default=None, help="label of the networks; by names if absent")
     parser.add_argument("--keep_runs", type=bool, default=True, help="false: delete the folder of a finished run")
