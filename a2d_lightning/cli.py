@@ -76,7 +76,8 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
         config = self.config.clone()
-        config.ckpt_path = None  # of this start alone
+        if "ckpt_path" in config:
+            config.ckpt_path = None  # of this start alone
         self.content = self.parser.dump(config, skip_none=False)
         del self.parser  # ddp_spawn pickles callbacks, and a parser cannot be pickled
 

@@ -32,11 +32,10 @@ PANELS: dict[str, tuple[str, ...]] = {
     "gradient norm of alpha": ("gradient/alpha_reward_norm", "gradient/alpha_cost_norm"),
     "signal-to-noise ratio of alpha's gradient": ("search/alpha_snr_cell*",),
     "skips": ("search/skips",),
-    "lambda": ("search/lambda",),
 }
 """What is drawn together; a panel without data is left out."""
 
-LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate", "lambda"}
+LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate"}
 
 
 def curves(args: list[str]) -> None:

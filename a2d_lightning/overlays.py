@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from a2d_lightning.callback_settings import changed_callbacks, from_arguments
 from a2d_lightning.errors import SettingError
 
 PER_MODEL = "per_model"
@@ -40,13 +41,22 @@ def expand_overlays(args: list[str]) -> list[str]:
         SettingError: a config file is missing, not YAML or before its stage, or its ``per_model`` is no mapping.
     """
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else (arg,))]
+    args, of_callbacks = from_arguments(args)
     places = [i for i, arg in enumerate(args) if arg in ("--config", "-c") and i + 1 < len(args)]
     contents = {i: _read(args[i + 1]) for i in places}
     model = _model_name(args, list(contents.values()))
     _check_order([(args[i + 1], content) for i, content in contents.items()])
-    for i, content in contents.items():
-        if PER_MODEL in content:
-            args[i + 1] = json.dumps(_for_model(content, model, args[i + 1]))
+    for_model = [
+        _for_model(content, model, args[i + 1]) if PER_MODEL in content else content for i, content in contents.items()
+    ]
+    if of_callbacks:
+        for_model.append({"trainer": {"callbacks": of_callbacks}})
+        last = places[-1] + 2 if places else 1
+        args[last:last] = ["--config", ""]
+        places.append(last)
+    for i, content in zip(places, changed_callbacks(for_model), strict=True):
+        if content is not contents.get(i):
+            args[i + 1] = json.dumps(content)
     return args
 
 
@@ -69,9 +79,13 @@ def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
     """
     contents = [_read(path) for path in paths]
     model = _model_name([], contents)
+    for_model = [
+        _for_model(content, model, path) if PER_MODEL in content else content
+        for path, content in zip(paths, contents, strict=True)
+    ]
     merged: dict[str, Any] = {}
-    for path, content in zip(paths, contents, strict=True):
-        merged = _merged(merged, _for_model(content, model, path) if PER_MODEL in content else content)
+    for content in changed_callbacks(for_model):
+        merged = _merged(merged, content)
     return merged
 
 

@@ -5,7 +5,12 @@ import re
 from collections.abc import Sequence
 
 ELSEWHERE = {
-    "model.tau": "tau is annealed by trainer.callbacks' TemperatureAnnealing: its initial, decay and num_decays.",
+    "model.target_macs": (
+        "a limit on MACs holds where the network is derived: model.derivation MaxAlphaUnderMacs and its target_macs."
+    ),
+    "model.tau": (
+        "it is annealed by a callback: trainer.callbacks.TemperatureAnnealing.initial, and its decay and num_decays."
+    ),
     "trainer.gradient_clip_val": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
     "trainer.gradient_clip_algorithm": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
 }

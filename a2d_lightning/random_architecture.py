@@ -21,7 +21,7 @@ from a2d_lightning.search_space import OPERATORS, Architecture, FrameShape, Plan
 
 TRIED = 100_000
 TOLERANCE = 0.05
-"""MACs may be that much less than the searched network's; the budget's own range (``budget.py``) is as wide."""
+"""MACs may be that much less than the searched network's."""
 
 BATCH = 1_000
 BATCHES = 200

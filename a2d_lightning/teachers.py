@@ -100,10 +100,15 @@ class AgentCard:
 
     def build(self) -> ActorCritic:
         """The network, with fresh weights."""
+        if self.network == "supernet":
+            raise SettingError(
+                "a search's checkpoint holds a supernet, which can neither teach nor be exported; retrain its "
+                "architecture and take that checkpoint."
+            )
         if self.network not in (*BACKBONES, "derived"):
             raise SettingError(
-                f"a checkpoint of network {self.network!r} is no agent that could teach or be exported; of a search, "
-                "retrain the architecture first."
+                f"network {self.network!r} is not one of {', '.join(BACKBONES)} and derived; its checkpoint can neither "
+                "teach nor be exported."
             )
         architecture = Architecture.from_dict(self.architecture, "card") if self.architecture else None
         backbone = build_backbone(self.network, architecture, self.frame_shape)

@@ -30,16 +30,11 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("search", ["--model.plan.channels", "[8,16]"], ["cells_per_group", "[8, 16]"]),
     ("search", ["--model.sampling", "TopK", "--model.sampling.k", "10"], ["model.sampling.k", "10", "1 to 9"]),
     ("teacher", ["--model.normalization", "per_step", "--data.num_envs", "1"], ["per_step", "data.num_envs is 1"]),
-    ("search", ["--model.target_macs", "1000"], ["model.target_macs", "1,000", "cheapest"]),
+    ("search", ["--model.target_macs", "1e6"], ["model.target_macs", "no such setting", "MaxAlphaUnderMacs"]),
     (
         "search",
         ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "1000"],
         ["model.derivation.target_macs", "1,000", "cheapest"],
-    ),
-    (
-        "search",
-        ["--model.derivation", "MaxAlphaUnderMacs", "--model.derivation.target_macs", "5e5", "--model.target_macs=5e5"],
-        ["model.target_macs", "500,000", "MaxAlphaUnderMacs", "leave one of the two out"],
     ),
     (
         "search",

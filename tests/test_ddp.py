@@ -54,7 +54,7 @@ def fit_on_two_ranks(stage: str, run_dir: Path, *args: str) -> list[dict]:
         (
             "search",
             [
-                *("--model.sampling", "HardStraightThrough", "--model.target_macs", "400000", "--model.cost", "drawn"),
+                *("--model.sampling", "HardStraightThrough", "--model.cost", "drawn"),
                 *("--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"),
                 *("--trainer.strategy", "ddp_find_unused_parameters_true"),
             ],

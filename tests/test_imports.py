@@ -135,7 +135,6 @@ def test_the_house_is_where_it_is_looked_for() -> None:
         ("nas.needed_callbacks", {"errors"}),
         ("supernet", LEAVES | {"nas.derivation", "normalization", "search_space", "sampling"}),
         ("costs", LEAVES | {"supernet"}),
-        ("budget", LEAVES | {"supernet"}),
         ("schemes", LEAVES | {"networks", "normalization", "ranks", "supernet"}),
         ("algorithms", LEAVES | {"losses", "normalization"}),
         ("collection", LEAVES | {"collector", "envs", "normalization", "policy"}),

@@ -171,7 +171,7 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
         ("search", [*PPO_ARGS, "--model.scheme", "OneLevelPerFrame"], [140]),
         ("search", BI_LEVEL, [140, 300]),
         # the second stop leaves four of the eight rollouts that the derived network is recalibrated on
-        ("search", [*EVALUATED, "--model.target_macs", "1e6"], [140, 320]),
+        ("search", EVALUATED, [140, 320]),
         ("retrain", PPO_ARGS, [280]),
         # metrics are written at every third rollout, whichever was the first after a stop
         ("teacher", ["--trainer.log_every_n_steps", "3"], [140]),

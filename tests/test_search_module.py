@@ -186,21 +186,6 @@ def test_a_checkpoint_restores_the_draw_the_temperature_and_the_draws_to_come(se
         assert torch.equal(new.supernet.get_buffer(buffer), expected.get_buffer(buffer)), buffer
 
 
-def test_a_checkpoint_goes_on_with_the_budgets_pressure_and_mean(tmp_path: Path) -> None:
-    target_macs = make_search().supernet.macs_range()[1] / 2
-    old, new = (make_search(target_macs=target_macs) for _ in range(2))
-    old.budget.lambda_cost(torch.ones(3, 9), torch.ones(3, 9))
-    old.budget.observe(0, 0.5)
-    checkpoint: dict[str, Any] = {}
-    old.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "search.ckpt")
-    new.on_load_checkpoint(torch.load(tmp_path / "search.ckpt", weights_only=True))
-    assert old.budget.pressure != make_search(target_macs=target_macs).budget.pressure
-    assert new.budget.state_dict() == old.budget.state_dict()
-    # a search without one can go on from it
-    make_search().on_load_checkpoint(checkpoint)
-
-
 def test_a_checkpoint_holds_both_optimizers(search: Search) -> None:
     weights, alpha = torch.load(search.checkpoint, weights_only=True)["optimizer_states"]
     assert len(weights["state"]) == len(search.module.weights())

@@ -134,7 +134,6 @@ def test_one_backward_gives_theta_the_gradient_of_the_loss_alone_and_alpha_the_s
     torch.testing.assert_close(metrics["loss/cost"], cost)
     torch.testing.assert_close(metrics["gradient/alpha_cost_norm"], (0.3 * of_cost).norm())
     torch.testing.assert_close(metrics["gradient/alpha_reward_norm"], of_alpha.norm())
-    assert metrics["search/lambda"] == 0.3
 
 
 def test_theta_gets_the_same_gradient_bit_by_bit_whatever_lambda_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,24 +164,6 @@ def test_a_step_of_alpha_alone_is_its_part_of_both_and_so_is_one_of_the_weights(
     assert all(torch.equal(applied, expected) for applied, expected in zip(weights.applied, of_theta, strict=True))
     norm = torch.cat([gradient.flatten() for gradient in of_theta]).norm()
     torch.testing.assert_close(metrics["gradient/weights_norm"], norm)
-
-
-def test_with_a_budget_alpha_descends_the_distance_from_it_by_the_budgets_lambda(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # lambda = pressure |reward's gradient| / |cost's gradient|, so that the cost's part has the pressure's share
-    module, _, alpha = stubbed(monkeypatch, target_macs=make_search().supernet.macs_range()[1] / 2)
-    assert module.budget is not None
-    module.budget.pressure = 0.1
-    total, _, of_alpha = some_total(module)
-    distances = module.budget.distances(module.supernet)
-    p = module.supernet.alpha_logits.detach().softmax(-1)
-    of_cost = p * (distances - (p * distances).sum(-1, keepdim=True))
-    metrics = module.step_both(total)
-    expected = 0.1 * of_alpha.norm() / of_cost.norm()
-    torch.testing.assert_close(metrics["search/lambda"], expected)
-    torch.testing.assert_close(alpha.applied[0], of_alpha + expected * of_cost)
-    torch.testing.assert_close(metrics["loss/cost"], (p * distances).sum())
 
 
 @pytest.mark.parametrize("step", ["step_both", "step_alpha"])

@@ -5,13 +5,12 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import CatMetric
 
-from a2d_lightning.budget import MacsBudget, check_budget
 from a2d_lightning.costs import CostEstimator, cost_of
 from a2d_lightning.errors import SettingError
 from a2d_lightning.finite import check_finite
@@ -41,9 +40,8 @@ class SearchModule(ActorCriticModule):
         sampling: SoftSum (paper, and if absent), HardStraightThrough, TopK or SinglePath.
         lambda_cost: lambda. L_cost is the MACs of the derived network's cells, as ``cost`` estimates them, divided by
             ResNet-20's at the same frames.
-        target_macs: the derived network's MACs; lambda then adapts so that it ends within 95 % to 100 % of them.
         derivation: rule that chooses the derived network's operators: Argmax (paper, and if absent) or
-            MaxAlphaUnderMacs. Only Argmax can be combined with ``target_macs``.
+            MaxAlphaUnderMacs.
         cost: estimator of L_cost: expected (over alpha), drawn (of the current draw) or argmax (straight-through).
         alpha_learning_rate: of alpha's Adam (paper: 1e-3, constant); 0 freezes alpha, as a control.
         alpha_betas: of alpha's Adam (paper: momentum 0.9).
@@ -60,7 +58,6 @@ class SearchModule(ActorCriticModule):
         scheme: SearchScheme | None = None,
         sampling: Sampling | None = None,
         lambda_cost: NonNegativeFloat = 0.1,
-        target_macs: PositiveFloat | None = None,
         derivation: Derivation | None = None,
         cost: CostEstimator = "expected",
         alpha_learning_rate: NonNegativeFloat = 1e-3,
@@ -73,7 +70,7 @@ class SearchModule(ActorCriticModule):
     ) -> None:
         super().__init__(**kwargs)
         self.scheme = scheme or OneLevel()
-        self.lambda_cost: Tensor | float = float(lambda_cost)
+        self.lambda_cost = float(lambda_cost)
         self.cost = cost
         self.alpha_learning_rate = float(alpha_learning_rate)  # a plain number, as in the base class
         self.alpha_betas = alpha_betas
@@ -89,7 +86,11 @@ class SearchModule(ActorCriticModule):
         supernet.derived_operators()  # refuses a limit that no network meets
         self.agent = self.make_agent(supernet)
         self.alpha_gradient = GradientNoise(*supernet.alpha_logits.shape)
-        self.budget = self._checked_budget(target_macs)
+        if self.alpha_warmup_env_steps >= self.total_env_steps:
+            raise SettingError(
+                f"model.alpha_warmup_env_steps: {self.alpha_warmup_env_steps:,} leaves nothing of data.total_env_steps "
+                f"{self.total_env_steps:,} to search in."
+            )
         reference = make_backbone("resnet20", self.agent_frame_shape)
         self.reference_macs = count_macs(reference, torch.Size(self.agent_frame_shape))
         self.gumbel_generator = torch.Generator().manual_seed(seed)
@@ -120,25 +121,6 @@ class SearchModule(ActorCriticModule):
         self.gumbel_generator.set_state(torch.tensor(list(state["gumbel_generator"]), dtype=torch.uint8))
 
     # --- set-up ---------------------------------------------------------------------------------------------------
-
-    def _checked_budget(self, target_macs: float | None) -> MacsBudget | None:
-        if self.alpha_warmup_env_steps >= self.total_env_steps:
-            raise SettingError(
-                f"model.alpha_warmup_env_steps: {self.alpha_warmup_env_steps:,} leaves nothing of data.total_env_steps "
-                f"{self.total_env_steps:,} to search in."
-            )
-        if target_macs is None:
-            return None
-        if self.alpha_learning_rate == 0:
-            raise SettingError("model.target_macs: alpha does not move at alpha_learning_rate 0; leave one out.")
-        if not isinstance(self.supernet.derivation, Argmax):
-            raise SettingError(
-                f"model.target_macs: {target_macs:,.0f} cannot be combined with model.derivation "
-                f"{type(self.supernet.derivation).__name__}, because it adapts lambda to the network of the highest "
-                "alphas; leave one of the two out."
-            )
-        check_budget(target_macs, *self.supernet.macs_range())
-        return MacsBudget(float(target_macs))
 
     def _check_recomputable(self, recompute_activations: bool) -> None:
         """The backward must find a cell as its forward left it."""
@@ -201,10 +183,7 @@ class SearchModule(ActorCriticModule):
             return {}
         rollouts = [*self._waiting, DrawnRollout(rollout, self.supernet.current_draw())]
         self._waiting.clear()
-        metrics = scheme.learn(self, rollouts)
-        if self.budget is not None and self.alpha_moves:
-            self.budget.observe(self.supernet.argmax_macs(), self.searched)
-        return metrics
+        return scheme.learn(self, rollouts)
 
     @property
     def alpha_moves(self) -> bool:
@@ -249,16 +228,12 @@ class SearchModule(ActorCriticModule):
     def _add_cost_gradient(self) -> Metrics:
         """Adds lambda L_cost's gradient to alpha's, which is alike on all ranks as it depends on alpha alone."""
         supernet = self.supernet
-        table = self.budget.distances(supernet) if self.budget else supernet.macs_table / self.reference_macs
-        cost = cost_of(supernet, self.cost, table)
+        cost = cost_of(supernet, self.cost, supernet.macs_table / self.reference_macs)
         (of_cost,) = torch.autograd.grad(cost, supernet.alpha_logits)
         of_reward = cast(Tensor, supernet.alpha_logits.grad)
         check_finite({"gradient of alpha": of_reward.norm()}, self.env_steps)
-        if self.budget is not None:
-            self.lambda_cost = self.budget.lambda_cost(of_reward, of_cost)
         metrics: Metrics = {
             "loss/cost": cost.detach(),
-            "search/lambda": self.lambda_cost,
             "gradient/alpha_reward_norm": of_reward.norm(),
             "gradient/alpha_cost_norm": (self.lambda_cost * of_cost).norm(),
         }
@@ -344,20 +319,16 @@ class SearchModule(ActorCriticModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the states of the Gumbel draws and of the budget, and the rollouts that are still needed."""
+        """Add the state of the Gumbel draws, and the rollouts that are still needed."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["waiting_rollouts"] = gathered([drawn.to_dict() for drawn in self._waiting])
         checkpoint["recent_frames"] = gathered([frames.cpu() for frames in self._recent_frames])
         checkpoint["gumbel_generator"] = self.gumbel_generator.get_state()
-        if self.budget is not None:
-            checkpoint["budget"] = self.budget.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them."""
         super().on_load_checkpoint(checkpoint)
         self.gumbel_generator.set_state(checkpoint["gumbel_generator"].cpu())
-        if self.budget is not None and "budget" in checkpoint:
-            self.budget.load_state_dict(checkpoint["budget"])
         waiting = own(checkpoint.get("waiting_rollouts", [])) or []
         frames = own(checkpoint.get("recent_frames", [])) or []
         self._recent_frames.extend(frame.to(self.device) for frame in frames)
