@@ -107,8 +107,8 @@ class AgentCard:
             )
         if self.network not in (*BACKBONES, "derived"):
             raise SettingError(
-                f"network {self.network!r} is not one of {', '.join(BACKBONES)} and derived; its checkpoint can neither "
-                "teach nor be exported."
+                f"network {self.network!r} is not one of {', '.join(BACKBONES)} and derived; its checkpoint can "
+                "neither teach nor be exported."
             )
         architecture = Architecture.from_dict(self.architecture, "card") if self.architecture else None
         backbone = build_backbone(self.network, architecture, self.frame_shape)
