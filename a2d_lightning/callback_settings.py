@@ -50,23 +50,25 @@ def changed_callbacks(contents: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     changed = []
     for content in contents:
         trainer = content.get("trainer")
-        asked = trainer.get("callbacks") if isinstance(trainer, dict) else None
-        if isinstance(asked, list):
-            listed = asked
-        elif isinstance(asked, dict) and "class_path" not in asked:
-            listed = _changed(listed, asked)
-            changed.append({**content, "trainer": {**content["trainer"], "callbacks": listed}})
+        if not isinstance(trainer, dict) or "callbacks" not in trainer:
+            changed.append(content)
             continue
-        changed.append(content)
+        asked = trainer["callbacks"]
+        if isinstance(asked, dict) and "class_path" not in asked:
+            listed = _changed(listed, asked)
+            changed.append({**content, "trainer": {**trainer, "callbacks": listed}})
+        else:
+            listed = asked if isinstance(asked, list) else [] if asked is None else [asked]
+            changed.append(content)
     return changed
 
 
 def _changed(listed: list[Any], changes: dict[str, Any]) -> list[Any]:
-    listed = copy.deepcopy(listed)
+    listed = [{"class_path": each} if isinstance(each, str) else copy.deepcopy(each) for each in listed]
     for name, settings in changes.items():
-        ours = [each for each in listed if isinstance(each, dict) and _class_name(each) == name]
+        ours = [each for each in listed if _class_name(each) == name]
         if not ours or not isinstance(settings, dict):
-            known = ", ".join(sorted({_class_name(each) for each in listed if isinstance(each, dict)}))
+            known = ", ".join(sorted({_class_name(each) for each in listed}))
             raise SettingError(
                 f"trainer.callbacks.{name}: the configs list no such callback to give settings to; they list "
                 f"{known or 'none'}."

@@ -69,8 +69,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def kept(folder: Path) -> list[Path]:
     """Return the checkpoints that a run can be resumed from, newest first.
 
-    These are ``last.ckpt`` and those that were it before, ``last-1.ckpt`` and so on; in a run without RunCheckpoint,
-    the files of Lightning's own callback.
+    RunCheckpoint writes ``last.ckpt`` and renames the previous ones to ``last-1.ckpt``, ``last-2.ckpt``. Where none of
+    these exists, all other checkpoints of the folder count, by their time.
     """
     older = [path for path in folder.glob(f"{LAST}-*.ckpt") if path.stem.removeprefix(f"{LAST}-").isdigit()]
     older.sort(key=lambda path: int(path.stem.removeprefix(f"{LAST}-")))

@@ -50,11 +50,16 @@ def _quota(folder: Path, files: list[str]) -> Iterator[float]:
         yield int(quota) / int(period)
 
 
-def let_waiting_threads_sleep() -> None:
+def let_waiting_threads_sleep() -> bool:
     """Have torch's threads sleep soon after they begin to wait for others. Must be called before torch is imported.
 
     By default they spin for milliseconds, on a core that another process of this machine may need. Does nothing where
     the user has set OpenMP's own variables.
+
+    Returns:
+        whether the environment was changed.
     """
-    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+    if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        return False
+    os.environ["GOMP_SPINCOUNT"] = SPINS
+    return True

@@ -234,7 +234,7 @@ class RolloutDataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> Iterable[TensorDict]:
-        """Build the collector around the module's agent, which is on its device by now; resume what was saved."""
+        """Build the collector for the module's agent, and restore the games and random numbers of a checkpoint."""
         trainer = self.trainer
         assert trainer is not None
         self._shut_down()  # of an earlier dataloader

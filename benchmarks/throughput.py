@@ -232,8 +232,7 @@ def write(seconds: dict[str, Seconds], output: Path) -> None:
 
 def main() -> None:
     """See the module."""
-    if "GOMP_SPINCOUNT" not in os.environ:  # a setting of our commands, which torch reads when it is imported
-        let_waiting_threads_sleep()
+    if let_waiting_threads_sleep():  # a setting of our commands, which torch reads when it is imported
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of what has a target, no peak memory")

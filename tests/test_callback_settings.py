@@ -29,7 +29,7 @@ def test_a_mapping_changes_the_list_before_it():
         {"class_path": "callbacks.EnvStepsProgress", "init_args": {"log_every_seconds": 1}},
     ]
     assert changed_callbacks(given) == [*given[:2], with_callbacks(expected)]
-    assert LIST[0]["init_args"] == {"initial": 5.0, "decay": 0.98}  # what was given is as it was
+    assert LIST[0]["init_args"] == {"initial": 5.0, "decay": 0.98}  # the argument is not modified
 
 
 def test_changes_add_up_and_a_new_list_forgets_them():
@@ -46,6 +46,17 @@ def test_one_callback_in_place_of_a_list_is_left_alone():
         one,
         {"trainer": None},
     ]
+
+
+def test_changes_apply_to_what_replaced_the_list():
+    one = {"class_path": "callbacks.RunCheckpoint"}
+    expected = [{"class_path": "callbacks.RunCheckpoint", "init_args": {"keep": 2}}]
+    changes = with_callbacks({"RunCheckpoint": {"keep": 2}})
+    for replacing in (one, [one], ["callbacks.RunCheckpoint"], "callbacks.RunCheckpoint"):
+        given = [with_callbacks(LIST), with_callbacks(replacing), changes]
+        assert changed_callbacks(given)[-1] == with_callbacks(expected)
+    with pytest.raises(SettingError, match="they list none"):
+        changed_callbacks([with_callbacks(LIST), with_callbacks(None), changes])
 
 
 @pytest.mark.parametrize(

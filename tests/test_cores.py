@@ -77,7 +77,7 @@ def test_machines_without_control_groups(machine, monkeypatch):
 )
 def test_the_user_decides_how_threads_wait(given, expected, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(given))
-    let_waiting_threads_sleep()
+    assert let_waiting_threads_sleep() == (given == {})
     assert os.environ == expected
 
 

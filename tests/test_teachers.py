@@ -391,3 +391,14 @@ def test_every_bundled_teacher_loads_by_name_and_says_what_it_is_worth() -> None
         assert card["score"]["games"] >= 1, name
         assert card["score"]["score_low95"] <= card["score"]["score"] <= card["score"]["score_high95"], name
         assert card["trained_by"], name
+
+
+@pytest.mark.parametrize(
+    ("network", "line"),
+    [("supernet", "retrain its architecture"), ("my_backbone", "network 'my_backbone' is not one of")],
+)
+def test_a_network_that_cannot_be_built_again_is_named(network: str, line: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        replace(CARD, network=network).build()
+    assert line in str(refused.value)
+    assert ("retrain" in str(refused.value)) == (network == "supernet")

@@ -46,7 +46,7 @@ def load_module(cls: type[M], path: Path, device: Device | str, changes: dict[st
 
 
 def _settings_of_run(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the module's arguments in a run's configuration, with those that it took from other sections."""
+    """Return the module's arguments: those under ``model`` in a run's configuration, and those linked to ``data``."""
     settings = dict(config["model"].get("init_args") or {})
     frames = config["data"]["frames"]
     if settings.get("agent_frame_size") is not None:

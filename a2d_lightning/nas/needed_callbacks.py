@@ -18,16 +18,16 @@ class TemperatureSchedule(Protocol):
 
 @runtime_checkable
 class ArchitectureWriter(Protocol):
-    """A callback that keeps what is found."""
+    """A callback that writes the derived architecture."""
 
     def write_architecture(self, trainer: Any, pl_module: Any, name: str) -> None:
         """Derive the architecture and write it into a file of this name."""
 
 
 def check_callbacks(callbacks: Iterable[Any], tau: float) -> None:
-    """Say what is missed where a search has no schedule of tau, or nothing that writes architectures.
+    """Warn if no callback sets tau, or if none writes architectures; refuse two that set tau.
 
-    A constant tau can be meant, and ``derive`` reads an architecture from a checkpoint as well.
+    A missing one is no error: tau may be constant on purpose, and ``derive`` reads architectures from checkpoints.
 
     Args:
         callbacks: of the trainer.
