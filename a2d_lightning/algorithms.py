@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from a2d_lightning import losses
 from a2d_lightning.errors import SettingError
-from a2d_lightning.normalization import frozen_batch_norm_statistics, normalizes_by_time_step, time_steps
-from a2d_lightning.recall import recalled
+from a2d_lightning.normalization import normalizes_by_time_step, time_steps
 
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """V(s_t) and V(s_t+1), each ``[n, T]``, to (advantage, value target), each ``[n, T]``."""
@@ -33,9 +32,6 @@ class Minibatch:
 class Algorithm(ABC):
     """How a rollout becomes updates. The caller steps the optimizers after each minibatch that is yielded."""
 
-    updates_once = False
-    """Whether all that it computes of a rollout is from the weights that acted on it."""
-
     @abstractmethod
     def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
         """Whether rollouts of this size can be learned from.
@@ -54,18 +50,14 @@ class Algorithm(ABC):
 
 
 class A2C(Algorithm):
-    """One update on the whole rollout with Eq. 3; one joint forward of its T+1 observations, or what is left of it
-    where acting kept activations."""
-
-    updates_once = True
+    """Make one update on the whole rollout with Eq. 3, by one joint forward of its T+1 observations."""
 
     def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
         """Any rollout will do."""
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
         """Yields the whole rollout once."""
-        forward = joint_forward if rollout.get("activations", None) is None else recalled_forward
-        logits, value, next_value = forward(student, rollout)
+        logits, value, next_value = joint_forward(student, rollout)
         advantage, target = estimate(value, next_value)
         yield Minibatch(
             logits=logits.flatten(0, 1),
@@ -163,54 +155,15 @@ def joint_forward(network: nn.Module, rollout: TensorDict) -> tuple[Tensor, Tens
         logits ``[n, T, A]``, V(s_t) ``[n, T]``, V(s_t+1) ``[n, T]`` (meaningless where terminated).
     """
     num_envs, length = rollout.shape
-    acted_on, others = _observations(rollout)
-    with time_steps(network, num_envs, length + 1):
-        logits, values = network(torch.cat([acted_on, others]))
-    return _by_game(rollout, logits[: len(acted_on)], values)
-
-
-def recalled_forward(network: nn.Module, rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-    """The same from the activations that acting kept; what nobody acted on is forwarded, and gets no gradient.
-
-    Args:
-        network: with the weights that acted; see :func:`joint_forward`.
-        rollout: with ``activations`` (:class:`~a2d_lightning.recall.Activations`), too, which are used up.
-    """
-    num_envs, length = rollout.shape
-    acted_on, others = _observations(rollout)
-    with recalled(rollout["activations"]), time_steps(network, num_envs, length):
-        logits, values = network(acted_on)
-    with torch.no_grad(), frozen_batch_norm_statistics(network), time_steps(network, num_envs, 1):
-        _, others_values = network(others)
-    return _by_game(rollout, logits, torch.cat([values, others_values]))
-
-
-def _observations(rollout: TensorDict) -> tuple[Tensor, Tensor]:
-    """Those that were acted on, ``[T n, ...]``, time-major, since the frames of a time step acted together; and the
-    others that values are needed of: the last one's successors, and the last ones of games truncated inside."""
     following = rollout["next", "pixels"]
-    others = torch.cat([following[:, -1], following[_truncated_inside(rollout)]])  # [n + cut, ...]
-    return rollout["pixels"].transpose(0, 1).flatten(0, 1), others
-
-
-def _truncated_inside(rollout: TensorDict) -> Tensor:
-    """Where a game was cut off before the rollout's end, bool ``[n, T]``."""
-    cut: Tensor = rollout["next", "done"] & ~rollout["next", "terminated"]
-    cut[:, -1] = False
-    return cut
-
-
-def _by_game(rollout: TensorDict, logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`joint_forward` returns.
-
-    Args:
-        rollout: ``[n, T]``.
-        logits: ``[T n, A]``, of what was acted on.
-        values: ``[T n + n + cut]``, of that and of the other observations.
-    """
-    num_envs, length = rollout.shape
+    truncated_inside: Tensor = rollout["next", "done"] & ~rollout["next", "terminated"]  # [n, T]
+    truncated_inside[:, -1] = False
+    # time-major, since the frames of a time step acted together; then the observations that only values are needed of
+    acted_on = rollout["pixels"].transpose(0, 1).flatten(0, 1)  # [T n, ...]
+    with time_steps(network, num_envs, length + 1):
+        logits, values = network(torch.cat([acted_on, following[:, -1], following[truncated_inside]]))
     acted = num_envs * length
     value = values[:acted].view(length, num_envs).T
     next_value = torch.cat([value[:, 1:], values[acted : acted + num_envs, None]], dim=1)
-    next_value = next_value.masked_scatter(_truncated_inside(rollout), values[acted + num_envs :])
-    return logits.view(length, num_envs, -1).transpose(0, 1), value, next_value
+    next_value = next_value.masked_scatter(truncated_inside, values[acted + num_envs :])
+    return logits[:acted].view(length, num_envs, -1).transpose(0, 1), value, next_value

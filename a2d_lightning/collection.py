@@ -126,15 +126,7 @@ class Collection(ABC):
 
 
 class LocalCollection(Collection):
-    """In the process that learns; its environments share one vector environment.
-
-    Args:
-        keep_activations: keeps what the agent's layers computed while acting, where the update would compute it again:
-            less time, up to rounding the same update. Off, an update's memory is free while the games are played.
-    """
-
-    def __init__(self, keep_activations: bool = True) -> None:
-        self.keep_activations = keep_activations
+    """In the process that learns; its environments share one vector environment."""
 
     def check(self, num_envs: int) -> None:
         """Any number will do."""
@@ -143,8 +135,7 @@ class LocalCollection(Collection):
         self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> Collecting:
         """See :class:`Collection`."""
-        keep_activations = self.keep_activations and getattr(agent, "updates_as_it_acted", False)
-        return _CollectingHere(games, agent, rollout_length, device, state, keep_activations)
+        return _CollectingHere(games, agent, rollout_length, device, state)
 
     def description(self) -> str:
         """See :class:`Collection`."""
@@ -153,13 +144,7 @@ class LocalCollection(Collection):
 
 class _CollectingHere(Collecting):
     def __init__(
-        self,
-        games: Games,
-        agent: nn.Module,
-        rollout_length: int,
-        device: torch.device,
-        state: dict[str, Any],
-        keep_activations: bool,
+        self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> None:
         from a2d_lightning.collector import RolloutCollector  # noqa: PLC0415 (slow to import)
 
@@ -181,7 +166,6 @@ class _CollectingHere(Collecting):
             return_same_td=device.type == "cpu",
             trust_policy=True,
             auto_register_policy_transforms=False,
-            keep_activations=keep_activations,
         )
         if state:
             with restoring():

@@ -1,6 +1,5 @@
 """TorchRL's collector with its loop written for games on this machine's CPU."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from torchrl.collectors import Collector
 
 from a2d_lightning.envs import Decision
 from a2d_lightning.errors import NonFiniteError
-from a2d_lightning.recall import Activations, can_be_recalled
 
 
 class RolloutCollector(Collector):
@@ -21,15 +19,14 @@ class RolloutCollector(Collector):
     copied into a rollout once, each to its place, and nothing but arrays is made a step.
 
     A rollout is a TensorDict ``[n, T]`` with ``pixels``, ``action``, ``log_prob`` and ``next`` (:class:`Decision`'s
-    fields and ``done``; all but pixels ``[n, T, 1]``), and ``activations`` where they are kept. Its pixels and those of
-    ``next`` share memory, which the next rollout uses again, as it does that of activations.
+    fields and ``done``; all but pixels ``[n, T, 1]``). Its pixels and those of ``next`` share memory, which the next
+    rollout uses again.
 
     Args:
         arguments, settings: the collector's.
-        keep_activations: keeps the agent's, where they can be recalled.
     """
 
-    def __init__(self, *arguments: Any, keep_activations: bool = False, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, track_traj_ids=False, use_buffers=False, **settings)
         device = self.storing_device or torch.device("cpu")
         shape = (self.frames_per_batch + 1, *self._carrier["pixels"].shape)
@@ -37,8 +34,6 @@ class RolloutCollector(Collector):
         self._host_frames = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")  # [T+1, n, ...]
         on_cpu = device.type == "cpu"
         self._device_frames = self._host_frames if on_cpu else torch.empty(shape, dtype=torch.uint8, device=device)
-        self.keep_activations = keep_activations
-        self._activations = Activations(self.policy.agent, self.frames_per_batch)
 
     @torch.no_grad()
     def rollout(self) -> TensorDict:
@@ -51,17 +46,15 @@ class RolloutCollector(Collector):
         # drawn at once and judged at once: between two steps every call finds the emulators' data in its cache
         noise = self.policy.noise(self.frames_per_batch, len(pixels), self.env.num_actions)
         logits = torch.empty_like(noise)  # [T, n, actions]; a copy, since a CUDA graph overwrites its outputs
-        keeps = self.keep_activations and can_be_recalled(self.policy.agent)
-        with self._activations.recording() if keeps else nullcontext():
-            for step in range(self.frames_per_batch):
-                logits[step] = self.policy.logits(self._shown(step))
-                actions.append((logits[step] + noise[step]).argmax(-1))  # [n]
-                decisions.append(self.env.play(actions[-1].cpu().numpy(), frames[step + 1]))
-                pixels, done = decisions[-1].pixels, decisions[-1].done
-                if done.any():
-                    pixels = self.env.begin(done)
-                    if step + 1 < self.frames_per_batch:  # the last slot is for what the last decision led to
-                        np.copyto(frames[step + 1], pixels)
+        for step in range(self.frames_per_batch):
+            logits[step] = self.policy.logits(self._shown(step))
+            actions.append((logits[step] + noise[step]).argmax(-1))  # [n]
+            decisions.append(self.env.play(actions[-1].cpu().numpy(), frames[step + 1]))
+            pixels, done = decisions[-1].pixels, decisions[-1].done
+            if done.any():
+                pixels = self.env.begin(done)
+                if step + 1 < self.frames_per_batch:  # the last slot is for what the last decision led to
+                    np.copyto(frames[step + 1], pixels)
         self._carrier["pixels"] = torch.from_numpy(pixels)
         self._shown(self.frames_per_batch)
         log_pi = logits.transpose(0, 1).log_softmax(-1)  # [n, T, actions]
@@ -73,7 +66,6 @@ class RolloutCollector(Collector):
                 "pixels": self._device_frames[:-1].transpose(0, 1),
                 "action": action,
                 "log_prob": log_pi.gather(-1, action[..., None])[..., 0],
-                **({"activations": self._activations.rollout()} if keeps else {}),
                 "next": {
                     "pixels": self._following(decisions),
                     **{

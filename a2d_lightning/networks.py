@@ -150,9 +150,6 @@ class ActorCritic(nn.Module):
         self.num_actions = num_actions
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    updates_as_it_acted = False
-    """Whether each rollout is used for one update, by the weights that acted on it (:mod:`a2d_lightning.recall`)."""
-
     autocast_dtype: torch.dtype | None = None
     """Lower precision of convolutions and dense layers, where asked; logits and values are float32 all the same."""
 

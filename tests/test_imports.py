@@ -19,7 +19,6 @@ LEAVES = {
     "machine_memory",
     "macs",
     "parking",
-    "recall",
     "watchdog",
     *KERNELS,
 }

@@ -188,7 +188,6 @@ class ActorCriticModule(EvaluatedModule):
             )
         # the agent's own, since the collector asks it outside of Lightning's context
         self.agent.autocast_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-        self.agent.updates_as_it_acted = self.updates_as_it_acted
         data: Any = cast(Any, self.trainer).datamodule
         if data is not None:
             self.algorithm.check(self.agent, data.num_envs, data.rollout_length)
@@ -226,11 +225,6 @@ class ActorCriticModule(EvaluatedModule):
     @property
     def _is_spent(self) -> bool:
         return self.env_steps >= self.total_env_steps
-
-    @property
-    def updates_as_it_acted(self) -> bool:
-        """Whether a rollout is used for one update, by the weights that acted on it."""
-        return self.algorithm.updates_once
 
     def weights(self) -> list[torch.nn.Parameter]:
         """theta: the parameters that the weights' optimizer updates and whose gradient is clipped."""

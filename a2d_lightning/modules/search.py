@@ -196,11 +196,6 @@ class SearchModule(ActorCriticModule):
         warmup = self.alpha_warmup_env_steps
         return (self.env_steps - warmup) / (self.total_env_steps - warmup)
 
-    @property
-    def updates_as_it_acted(self) -> bool:
-        """Schemes keep rollouts for later, and try them with other weights."""
-        return False
-
     def step_both(self, total: Tensor) -> Metrics:
         """One step of theta on L_total and of alpha on L_total + lambda L_cost, from one backward."""
         weights_optimizer, alpha_optimizer = self.zeroed_optimizers()
