@@ -3,12 +3,12 @@
 import sys
 
 from a2d_lightning import __version__
-from a2d_lightning.cores import let_waiting_threads_sleep
-from a2d_lightning.overview import OVERVIEW
+from a2d_lightning.cli.usage import OVERVIEW
+from a2d_lightning.cpu.cores import let_waiting_threads_sleep
 
 
 def main(args: list[str]) -> None:
-    """Answers what needs no import of torch; :func:`a2d_lightning.cli.main` does the rest."""
+    """Answers what needs no import of torch; :func:`a2d_lightning.cli.main.main` does the rest."""
     if not args:
         sys.exit(OVERVIEW.rstrip())
     if args[0] in ("-h", "--help"):
@@ -17,7 +17,7 @@ def main(args: list[str]) -> None:
         print(f"a2d_lightning {__version__}")
     else:
         let_waiting_threads_sleep()
-        from a2d_lightning.cli import main as run  # noqa: PLC0415 (takes seconds)
+        from a2d_lightning.cli.main import main as run  # noqa: PLC0415 (takes seconds)
 
         run(args)
 

@@ -14,19 +14,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from a2d_lightning.circumstances import changes, circumstances
-from a2d_lightning.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
-from a2d_lightning.cores import usable_cores
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game, without_module
-from a2d_lightning.interruption import INTERRUPTION
-from a2d_lightning.machine_memory import check_fits
-from a2d_lightning.parking import first_core
-from a2d_lightning.ranks import gathered
-from a2d_lightning.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
+from a2d_lightning.cpu.cores import usable_cores
+from a2d_lightning.cpu.openmp_threads import first_core
+from a2d_lightning.rollouts.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
+from a2d_lightning.rollouts.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game, without_module
+from a2d_lightning.rollouts.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
+from a2d_lightning.runtime.distributed import gathered
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.machine_memory import check_fits
+from a2d_lightning.runtime.reproducibility import changes, circumstances
+from a2d_lightning.runtime.signals import INTERRUPTION
 
 if TYPE_CHECKING:
-    from a2d_lightning.envs import GameEnv
+    from a2d_lightning.rollouts.envs import GameEnv
 
 EVALUATION_BATCH = 32
 """Games that are scored side by side."""

@@ -9,9 +9,9 @@ from statistics import median
 _PEAK = """
 import resource, sys
 import torch
-from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.runtime.allocator import keep_freed_memory
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.sampling import SinglePath, SoftSum
+from a2d_lightning.nas.sampling import SinglePath, SoftSum
 from benchmarks.ours import Stopwatch, data_of, train
 size, name, recompute, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from a2d_lightning.cli import main as command
+from a2d_lightning.cli.main import main as command
 from benchmarks.clock import Clock
 
 CONFIGS = Path(__file__).parent.parent / "configs"

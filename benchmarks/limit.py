@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 
+from a2d_lightning.models.networks import ActorCritic, make_backbone
 from a2d_lightning.modules.actor_critic import rmsprop
-from a2d_lightning.networks import ActorCritic, make_backbone
 from benchmarks.turns import Lap
 
 PARTS = ("acting", "learning", "optimizer")

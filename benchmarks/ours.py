@@ -12,8 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import FrameSettings
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.rollouts.envs import FrameSettings
 from benchmarks.turns import Lap
 
 M = TypeVar("M", bound=ActorCriticModule)

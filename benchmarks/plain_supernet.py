@@ -1,14 +1,13 @@
-"""The soft supernet module by module: what ``a2d_lightning.sampling.SoftSum`` is measured against. Frozen."""
+"""The soft supernet module by module: what ``a2d_lightning.nas.sampling.SoftSum`` is measured against. Frozen."""
 
-import functools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from a2d_lightning.depthwise import DepthwiseConv5x5
-from a2d_lightning.fused_batch_norm import FusedSequential
-from a2d_lightning.pointwise import PointwiseConv
-from a2d_lightning.sampling import SoftSum
+from a2d_lightning.cpu.depthwise import DepthwiseConv5x5
+from a2d_lightning.cpu.fused_batch_norm import FusedSequential
+from a2d_lightning.cpu.pointwise import PointwiseConv
+from a2d_lightning.nas.sampling import SoftSum
 
 
 class PlainSoftSum(SoftSum):
@@ -20,9 +19,9 @@ class PlainSoftSum(SoftSum):
 
 
 def plain_layers(module: nn.Module) -> None:
-    """Makes every layer in ``module`` compute as torch's own."""
+    """Make every layer in ``module`` compute as torch's own (the reverse of ``accelerate``)."""
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv5x5 | PointwiseConv):
-            object.__setattr__(layer, "forward", functools.partial(nn.Conv2d.forward, layer))
+            layer.__class__ = nn.Conv2d
         elif isinstance(layer, FusedSequential):
-            object.__setattr__(layer, "forward", functools.partial(nn.Sequential.forward, layer))
+            layer.__class__ = nn.Sequential

@@ -19,8 +19,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib import pyplot as plt
 
-from a2d_lightning.allocator import keep_freed_memory
 from a2d_lightning.modules import TeacherModule
+from a2d_lightning.runtime.allocator import keep_freed_memory
 from benchmarks.ours import Stopwatch, data_of, train
 
 STEPS = 5

@@ -12,15 +12,15 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.profiler import ProfilerActivity, profile
 
-from a2d_lightning import algorithms
-from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.agent_files import FrozenTeacher
 from a2d_lightning.data import Rollouts
-from a2d_lightning.envs import GameEnv
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.policy import SamplingPolicy
-from a2d_lightning.sampling import Sampling, SinglePath, SoftSum
-from a2d_lightning.search_space import Plan
-from a2d_lightning.teachers import FrozenTeacher
+from a2d_lightning.nas.sampling import Sampling, SinglePath, SoftSum
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rl import algorithms
+from a2d_lightning.rollouts.envs import GameEnv
+from a2d_lightning.rollouts.policy import SamplingPolicy
+from a2d_lightning.runtime.allocator import keep_freed_memory
 from benchmarks.ours import Stopwatch, data_of, train
 from benchmarks.supernets import LAPTOP_PLAN
 

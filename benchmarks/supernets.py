@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.modules import AgentModule, SearchModule
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.sampling import Sampling, SinglePath
-from a2d_lightning.search_space import OPERATORS, Plan
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.nas.sampling import Sampling, SinglePath
+from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.supernet import Supernet
 from benchmarks.ours import ENDLESS, Laps, data_of, train
 from benchmarks.plain_supernet import PlainSoftSum, plain_layers
 from benchmarks.turns import Lap

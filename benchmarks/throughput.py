@@ -21,11 +21,11 @@ import matplotlib
 import torch
 from matplotlib import pyplot as plt
 
-from a2d_lightning.allocator import keep_freed_memory
-from a2d_lightning.cores import let_waiting_threads_sleep
+from a2d_lightning.cpu.cores import let_waiting_threads_sleep
 from a2d_lightning.modules import TeacherModule
-from a2d_lightning.sampling import Sampling, SoftSum
-from a2d_lightning.search_space import Plan
+from a2d_lightning.nas.sampling import Sampling, SoftSum
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.runtime.allocator import keep_freed_memory
 from benchmarks import footprint, limit, ours, stable_baselines, supernets, torchrl_recipe
 from benchmarks.plain_supernet import PlainSoftSum
 from benchmarks.turns import Contestant, Lap, Seat, alternate, beside_a_busy_process

@@ -11,8 +11,8 @@ import minatar
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from a2d_lightning.envs import make_env
-from a2d_lightning.games import FrameSettings, import_game
+from a2d_lightning.rollouts.envs import make_env
+from a2d_lightning.rollouts.games import FrameSettings, import_game
 from benchmarks.turns import Lap, Seat, alternate
 
 GAME = "MinAtar/Breakout-v1"

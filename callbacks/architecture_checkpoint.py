@@ -7,7 +7,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-from a2d_lightning.real_run import leaves_files
+from a2d_lightning.runtime.real_run import leaves_files
 from callbacks.search_only import search_module
 
 

@@ -6,10 +6,10 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.models.normalization import RunningBatchNorm2d, frozen_batch_norm_statistics
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.normalization import RunningBatchNorm2d, frozen_batch_norm_statistics
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.nas.supernet import Supernet
+from a2d_lightning.runtime.errors import SettingError
 
 
 class CompiledAgent(L.Callback):

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from a2d_lightning.costs import expected_macs
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.nas.costs import expected_macs
+from a2d_lightning.nas.supernet import Supernet
 from callbacks.search_only import is_logging_step, search_module
 
 

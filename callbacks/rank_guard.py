@@ -7,10 +7,10 @@ from typing import Any, cast
 import lightning as L
 import torch.distributed as dist
 
-from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.heartbeats import Heartbeats
-from a2d_lightning.interruption import Interrupted
-from a2d_lightning.ranks import gathered
+from a2d_lightning.runtime.distributed import gathered
+from a2d_lightning.runtime.errors import RunFailedError, SettingError
+from a2d_lightning.runtime.heartbeats import Heartbeats
+from a2d_lightning.runtime.signals import Interrupted
 
 
 class RankGuard(L.Callback):

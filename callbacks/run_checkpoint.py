@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from a2d_lightning.checkpoints import LAST, UNFINISHED
-from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.interruption import INTERRUPTION, Interrupted
-from a2d_lightning.ranks import any_rank
-from a2d_lightning.real_run import leaves_files
+from a2d_lightning.runtime.checkpoints import LAST, UNFINISHED
+from a2d_lightning.runtime.distributed import any_rank
+from a2d_lightning.runtime.errors import RunFailedError, SettingError
+from a2d_lightning.runtime.real_run import leaves_files
+from a2d_lightning.runtime.signals import INTERRUPTION, Interrupted
 
 SLOW_SECONDS = 4.0
 """Of a rollout with its update: a slower run saves each, as it cannot finish one when it is asked to stop."""

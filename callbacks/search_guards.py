@@ -7,9 +7,9 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.search_space import OPERATORS
+from a2d_lightning.nas.search_space import OPERATORS
+from a2d_lightning.runtime.errors import SettingError
 from callbacks.search_only import is_logging_step, search_module
 
 SKIP = list(OPERATORS).index("skip")

@@ -4,8 +4,8 @@ from typing import Any
 
 import lightning as L
 
-from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import SearchModule
+from a2d_lightning.runtime.errors import SettingError
 
 
 def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModule:

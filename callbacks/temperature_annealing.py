@@ -4,7 +4,7 @@ from typing import Any
 
 import lightning as L
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.runtime.errors import SettingError
 from callbacks.search_only import search_module
 
 LOWEST = 1e-3

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from a2d_lightning.cli import main
-from a2d_lightning.networks import count_parameters
-from a2d_lightning.search_space import OPERATORS, Architecture, Plan, operator_macs
+from a2d_lightning.cli.main import main
+from a2d_lightning.models.networks import count_parameters
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import OPERATORS, Plan, operator_macs
 
 
 @pytest.fixture(scope="session", autouse=True)

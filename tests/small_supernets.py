@@ -6,11 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import count_parameters
-from a2d_lightning.sampling import Sampling
-from a2d_lightning.search_space import OPERATORS, Architecture, FrameShape, Plan, operator_macs
-from a2d_lightning.supernet import OPERATOR_NAMES, MixedCell, Supernet
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import count_parameters
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.sampling import Sampling
+from a2d_lightning.nas.search_space import OPERATORS, Plan, operator_macs
+from a2d_lightning.nas.supernet import OPERATOR_NAMES, MixedCell, Supernet
 
 PLAN = Plan((2, 2, 1), (4, 6, 5))
 FRAME = (3, 37, 29)  # odd all the way: 19x15, 10x8, 5x4

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2d_lightning.advantages import GAE, NStep, TDError
-from a2d_lightning.errors import SettingError
+from a2d_lightning.rl.advantages import GAE, NStep, TDError
+from a2d_lightning.runtime.errors import SettingError
 
 GAMMA = 0.875
 """Exact in float32, as is every lambda below: TorchRL multiplies by them in float32 even where values are float64."""

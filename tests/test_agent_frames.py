@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2d_lightning.cli import main
+from a2d_lightning.agent_files import load_teacher, read_agent
+from a2d_lightning.cli.main import main
+from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.modules import TeacherModule
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.teachers import load_teacher, read_agent
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = ("--config", str(CONFIGS / "teacher.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml"))

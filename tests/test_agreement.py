@@ -15,22 +15,24 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 from toy_game import CATCH, SIZE, register
 
-from a2d_lightning.algorithms import A2C, PPO, Minibatch
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.errors import SettingError
-from a2d_lightning.modules import TeacherModule
-from a2d_lightning.networks import ActorCritic, initialize, resnet
-from a2d_lightning.normalization import (
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.networks import ActorCritic, initialize, resnet
+from a2d_lightning.models.normalization import (
     Normalization,
     frozen_batch_norm_statistics,
     move_running_statistics,
     with_normalization,
 )
-from a2d_lightning.policy import SamplingPolicy
-from a2d_lightning.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
-from a2d_lightning.search_space import Architecture, FrameShape, Plan
-from a2d_lightning.supernet import MixedCell, Supernet
+from a2d_lightning.modules import TeacherModule
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import MixedCell, Supernet
+from a2d_lightning.rl.algorithms import A2C, PPO, Minibatch
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.rollouts.policy import SamplingPolicy
+from a2d_lightning.runtime.errors import SettingError
 
 register()
 FRAME: FrameShape = (4, 21, 21)

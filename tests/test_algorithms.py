@@ -7,10 +7,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from a2d_lightning import losses
-from a2d_lightning.advantages import TDError
-from a2d_lightning.algorithms import A2C, PPO, Minibatch, joint_forward
-from a2d_lightning.errors import SettingError
+from a2d_lightning.rl import losses
+from a2d_lightning.rl.advantages import TDError
+from a2d_lightning.rl.algorithms import A2C, PPO, Minibatch, joint_forward
+from a2d_lightning.runtime.errors import SettingError
 
 ACTIONS = 3
 

@@ -8,7 +8,7 @@ import sys
 _FAULTS = """
 import resource, sys
 import torch
-from a2d_lightning.allocator import keep_freed_memory
+from a2d_lightning.runtime.allocator import keep_freed_memory
 print(keep_freed_memory() if sys.argv[1] == "kept" else False)
 def block(): torch.empty(16 * 2**20).fill_(1.0)
 def faults():

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from a2d_lightning.callback_settings import changed_callbacks, from_arguments
-from a2d_lightning.errors import SettingError
-from a2d_lightning.overlays import expand_overlays
+from a2d_lightning.cli.callback_settings import changed_callbacks, from_arguments
+from a2d_lightning.cli.overlays import expand_overlays
+from a2d_lightning.runtime.errors import SettingError
 
 LIST = [
     {"class_path": "callbacks.TemperatureAnnealing", "init_args": {"initial": 5.0, "decay": 0.98}},

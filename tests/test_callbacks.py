@@ -14,12 +14,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from toy_game import CATCH, SIZE, register
 
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.errors import SettingError
+from a2d_lightning.models.networks import count_parameters
 from a2d_lightning.modules import SearchModule, TeacherModule
-from a2d_lightning.networks import count_parameters
-from a2d_lightning.search_space import Architecture, Plan
-from a2d_lightning.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.runtime.errors import SettingError
 from callbacks import ArchitectureCheckpoint, EnvStepsProgress, FLOPsLogging, TemperatureAnnealing
 from callbacks.flops_logging import search_metrics
 

@@ -6,9 +6,9 @@ import pickle
 import pytest
 from test_resume import CATCH_ARGS, fit, metrics
 
-from a2d_lightning.collection import LocalCollection
-from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.rollouts.collection import LocalCollection
+from a2d_lightning.runtime.signals import INTERRUPTED, INTERRUPTION
 from callbacks import EnvStepsProgress
 
 WITHOUT_TEACHER = ["--model.distillation", "none", "--model.teacher", "null"]

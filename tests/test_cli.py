@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from a2d_lightning.cli import main
+from a2d_lightning.cli.main import main
 from a2d_lightning.data import RolloutDataModule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -180,7 +180,7 @@ def test_an_error_among_its_own_causes_ends_the_run(monkeypatch):
     def fail(*_):
         raise first
 
-    monkeypatch.setattr("a2d_lightning.cli.A2DCLI", fail)
+    monkeypatch.setattr("a2d_lightning.cli.main.A2DCLI", fail)
     with pytest.raises(RuntimeError, match="first"):
         main(["fit"])
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torchrl.collectors import Collector
 from toy_game import CATCH, SIZE, register
 
-from a2d_lightning import envs
-from a2d_lightning.collector import RolloutCollector
-from a2d_lightning.envs import FrameSettings, make_env
-from a2d_lightning.policy import SamplingPolicy
+from a2d_lightning.rollouts import envs
+from a2d_lightning.rollouts.collector import RolloutCollector
+from a2d_lightning.rollouts.envs import FrameSettings, make_env
+from a2d_lightning.rollouts.policy import SamplingPolicy
 
 register()
 NUM_ENVS, STEPS = 3, 7

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 
-from a2d_lightning import compare as module
-from a2d_lightning.compare import compare
-from a2d_lightning.errors import SettingError
+from a2d_lightning.cli import compare as module
+from a2d_lightning.cli.compare import compare
+from a2d_lightning.runtime.errors import SettingError
 
 matplotlib.use("Agg")
 

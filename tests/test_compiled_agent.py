@@ -8,9 +8,9 @@ from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch._inductor.utils import fresh_cache
 
-from a2d_lightning.networks import ActorCritic, initialize
-from a2d_lightning.normalization import time_steps, with_normalization
-from a2d_lightning.search_space import Architecture
+from a2d_lightning.models.networks import ActorCritic, initialize
+from a2d_lightning.models.normalization import time_steps, with_normalization
+from a2d_lightning.nas.architecture import Architecture
 
 COMPILED = "--trainer.callbacks+=callbacks.CompiledAgent"
 

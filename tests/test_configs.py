@@ -6,10 +6,10 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from a2d_lightning.cli import A2DCLI
-from a2d_lightning.games import atari_rom
-from a2d_lightning.overlays import expand_overlays
-from a2d_lightning.teachers import bundled_teachers
+from a2d_lightning.agent_files import bundled_teachers
+from a2d_lightning.cli.main import A2DCLI
+from a2d_lightning.cli.overlays import expand_overlays
+from a2d_lightning.rollouts.games import atari_rom
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 STAGES = ("teacher", "search", "retrain")

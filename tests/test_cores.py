@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from a2d_lightning import cores
-from a2d_lightning.cores import let_waiting_threads_sleep, usable_cores
+from a2d_lightning.cpu import cores
+from a2d_lightning.cpu.cores import let_waiting_threads_sleep, usable_cores
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ import os, sys
 os.sched_getaffinity = lambda _: {0}
 import torch
 torch.set_num_threads(2)
-from a2d_lightning.cli import main
+from a2d_lightning.cli.main import main
 try:
     main(["nothing"])
 except SystemExit:

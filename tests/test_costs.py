@@ -5,11 +5,11 @@ import torch
 from small_supernets import PLAN, decide, eq11, macs_of, make_supernet
 from torch import Tensor
 
-from a2d_lightning.costs import CostEstimator, cost_of, expected_macs
-from a2d_lightning.macs import count_macs
-from a2d_lightning.sampling import HardStraightThrough, Sampling, SinglePath, TopK
-from a2d_lightning.search_space import OPERATORS
-from a2d_lightning.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.nas.costs import CostEstimator, cost_of, expected_macs
+from a2d_lightning.nas.sampling import HardStraightThrough, Sampling, SinglePath, TopK
+from a2d_lightning.nas.search_space import OPERATORS
+from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
 
 HARD = [SinglePath(), TopK(2), TopK(5), HardStraightThrough()]
 

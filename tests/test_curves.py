@@ -2,8 +2,8 @@
 
 import pytest
 
-from a2d_lightning.curves import PANELS, _matching, budget_outweighs_reward_at, curves, read_metrics
-from a2d_lightning.errors import SettingError
+from a2d_lightning.cli.curves import PANELS, _matching, budget_outweighs_reward_at, curves, read_metrics
+from a2d_lightning.runtime.errors import SettingError
 
 
 def test_metrics_of_a_resumed_run_are_joined_in_order(tmp_path):

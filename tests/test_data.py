@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from toy_game import CATCH, SIZE, register
 
 from a2d_lightning.data import EVALUATION_BATCH, RolloutDataModule
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.errors import SettingError
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.runtime.errors import SettingError
 
 register()
 TOY_FRAMES = FrameSettings(size=SIZE, stack=1, skip=1)

@@ -7,9 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning import depthwise
-from a2d_lightning.depthwise import DepthwiseConv5x5
-from a2d_lightning.macs import count_macs
+from a2d_lightning.cpu import depthwise
+from a2d_lightning.cpu.accelerate import accelerate
+from a2d_lightning.cpu.depthwise import DepthwiseConv5x5
+from a2d_lightning.models.macs import count_macs
+
+
+def depthwise_5x5(channels: int, stride: int) -> nn.Conv2d:
+    layer = accelerate(nn.Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False))
+    assert isinstance(layer, DepthwiseConv5x5)
+    return layer
 
 
 def gradients(layer: nn.Conv2d, x: Tensor, second: bool = False) -> list[Tensor]:
@@ -28,7 +35,7 @@ def test_gradients_are_those_of_a_convolution_in_double_precision(
     size: tuple[int, int], channels: int, stride: int, second: bool
 ) -> None:
     torch.manual_seed(0)
-    layer = DepthwiseConv5x5(channels, stride).to(memory_format=torch.channels_last)
+    layer = depthwise_5x5(channels, stride).to(memory_format=torch.channels_last)
     plain = nn.Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False).double()
     plain.weight.data.copy_(layer.weight)
     x = torch.randn(19, channels, *size).to(memory_format=torch.channels_last)  # 16 shares of the images
@@ -40,7 +47,7 @@ def test_gradients_are_those_of_a_convolution_in_double_precision(
 
 
 def test_gradients_keep_the_layout() -> None:
-    layer = DepthwiseConv5x5(16, 1).to(memory_format=torch.channels_last)
+    layer = depthwise_5x5(16, 1).to(memory_format=torch.channels_last)
     x = torch.randn(4, 16, 7, 7).to(memory_format=torch.channels_last)
     of_x = gradients(layer, x)[1]
     assert of_x.is_contiguous(memory_format=torch.channels_last)
@@ -49,14 +56,14 @@ def test_gradients_keep_the_layout() -> None:
 def test_what_does_not_fit_goes_the_usual_way() -> None:
     channels_last = {"memory_format": torch.channels_last}
     with patch.object(depthwise, "_of_weight") as quick:
-        DepthwiseConv5x5(12, 1)(torch.randn(4, 12, 7, 7).to(**channels_last)).sum().backward()  # channels
-        DepthwiseConv5x5(16, 1)(torch.randn(4, 16, 7, 7)).sum().backward()  # layout
-        DepthwiseConv5x5(16, 1).double()(torch.randn(4, 16, 7, 7).double().to(**channels_last)).sum().backward()
+        depthwise_5x5(12, 1)(torch.randn(4, 12, 7, 7).to(**channels_last)).sum().backward()  # channels
+        depthwise_5x5(16, 1)(torch.randn(4, 16, 7, 7)).sum().backward()  # layout
+        depthwise_5x5(16, 1).double()(torch.randn(4, 16, 7, 7).double().to(**channels_last)).sum().backward()
     assert not quick.called
 
 
 def test_autocast_computes_in_bfloat16_as_ever() -> None:
-    layer = DepthwiseConv5x5(16, 1)
+    layer = depthwise_5x5(16, 1)
     plain = nn.Conv2d(16, 16, 5, 1, 2, groups=16, bias=False)
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(96, 16, 11, 11).to(memory_format=torch.channels_last)
@@ -71,7 +78,7 @@ def test_autocast_computes_in_bfloat16_as_ever() -> None:
 
 
 def test_frozen_weights_get_no_gradient() -> None:
-    layer = DepthwiseConv5x5(16, 1).requires_grad_(False)
+    layer = depthwise_5x5(16, 1).requires_grad_(False)
     x = torch.randn(96, 16, 11, 11).to(memory_format=torch.channels_last).requires_grad_()
     with patch.object(depthwise, "_of_weight") as quick:
         layer(x).sum().backward()
@@ -81,7 +88,7 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 
 def test_it_is_copied_saved_and_counted_as_a_convolution() -> None:
-    layer, plain = DepthwiseConv5x5(8, 2), nn.Conv2d(8, 8, 5, 2, 2, groups=8, bias=False)
+    layer, plain = depthwise_5x5(8, 2), nn.Conv2d(8, 8, 5, 2, 2, groups=8, bias=False)
     plain.load_state_dict(copy.deepcopy(layer).state_dict())
     # 8 channels of 25 weights at 32 x 32 places
     assert count_macs(layer, torch.Size((8, 64, 64))) == count_macs(plain, torch.Size((8, 64, 64))) == 8 * 25 * 32 * 32

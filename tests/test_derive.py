@@ -8,13 +8,14 @@ import pytest
 import torch
 from toy_game import CATCH, register
 
-from a2d_lightning.cli import main
-from a2d_lightning.derive import derive
-from a2d_lightning.errors import SettingError
-from a2d_lightning.macs import count_macs
+from a2d_lightning.cli.derive import derive
+from a2d_lightning.cli.main import main
+from a2d_lightning.models.macs import count_macs
 from a2d_lightning.modules import SearchModule, TeacherModule
+from a2d_lightning.nas.architecture import Architecture
 from a2d_lightning.nas.derivation import MaxAlphaUnderMacs
-from a2d_lightning.search_space import Architecture, Plan
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.runtime.errors import SettingError
 
 register()
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -14,18 +14,18 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from toy_game import CATCH, SIZE, register
 
-from a2d_lightning.algorithms import A2C, PPO, Algorithm
-from a2d_lightning.cli import main
+from a2d_lightning.cli.main import main
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.evaluation import play_games
-from a2d_lightning.macs import count_macs
+from a2d_lightning.models.macs import count_macs
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.nas.derivation import Argmax, Derivation, MaxAlphaUnderMacs
-from a2d_lightning.policy import choose
-from a2d_lightning.sampling import Sampling, SinglePath, SoftSum, TopK
-from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.nas.sampling import Sampling, SinglePath, SoftSum, TopK
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.rl.algorithms import A2C, PPO, Algorithm
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.rollouts.evaluation import play_games
+from a2d_lightning.rollouts.policy import choose
 
 register()
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -17,20 +17,21 @@ from tensordict import TensorDict
 from torch import Tensor
 from toy_game import CATCH, SIZE, register
 
-from a2d_lightning import losses
-from a2d_lightning.algorithms import Minibatch
-from a2d_lightning.cli import A2DCLI, main
+from a2d_lightning.agent_files import AgentCard, write_agent
+from a2d_lightning.cli.main import A2DCLI, main
+from a2d_lightning.cli.overlays import expand_overlays
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.distillation import distillation_terms, trains_critic
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.errors import SettingError
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.networks import ActorCritic, initialize
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import ActorCritic, initialize
-from a2d_lightning.overlays import expand_overlays
-from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
-from a2d_lightning.search_space import FrameShape, Plan
-from a2d_lightning.teachers import AgentCard, write_agent
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rl import losses
+from a2d_lightning.rl.algorithms import Minibatch
+from a2d_lightning.rl.distillation import distillation_terms, trains_critic
+from a2d_lightning.rl.schedules import CoefficientSchedules, PiecewiseLinear
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.runtime.errors import SettingError
 
 register()
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -279,7 +280,7 @@ def test_the_loss_is_weighted_by_the_coefficients_in_force(env_steps: int, teach
 
 
 FLAT = {"constant_fraction": 0.25, "final_factor": 0.0}
-NESTED = {"class_path": "a2d_lightning.schedules.PiecewiseLinear", "init_args": FLAT}
+NESTED = {"class_path": "a2d_lightning.rl.schedules.PiecewiseLinear", "init_args": FLAT}
 SHORT = {"class_path": "PiecewiseLinear", "init_args": FLAT}
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 from toy_game import CATCH, LIVES, SIZE, STEPS, register
 
-from a2d_lightning import envs
-from a2d_lightning.envs import GameEnv, make_env
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings, canonical_game
+from a2d_lightning.rollouts import envs
+from a2d_lightning.rollouts.envs import GameEnv, make_env
+from a2d_lightning.rollouts.games import FrameSettings, canonical_game
+from a2d_lightning.runtime.errors import SettingError
 
 register()
 ATARI_FRAMES = FrameSettings()

@@ -10,8 +10,8 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from torch import Tensor
 
-from a2d_lightning.envs import FrameSettings, GameEnv, make_env
-from a2d_lightning.evaluation import confidence_interval, play_games
+from a2d_lightning.rollouts.envs import FrameSettings, GameEnv, make_env
+from a2d_lightning.rollouts.evaluation import confidence_interval, play_games
 
 
 class SeededLengths(gymnasium.vector.VectorEnv):

@@ -11,14 +11,15 @@ from small_supernets import counted
 from test_resume import CATCH_ARGS, fit
 from torch import Tensor
 
-from a2d_lightning.cli import main
-from a2d_lightning.errors import SettingError
-from a2d_lightning.export import export
-from a2d_lightning.macs import count_macs
+from a2d_lightning.agent_files import AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.cli.export import export
+from a2d_lightning.cli.main import main
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import count_parameters
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
-from a2d_lightning.networks import count_parameters
-from a2d_lightning.search_space import FrameShape, Plan
-from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.runtime.errors import SettingError
 
 FRAME: FrameShape = (4, 42, 42)
 CARD = AgentCard("pong", "four_conv", FRAME, 6, 1000)

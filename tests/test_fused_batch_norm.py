@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning import fused_batch_norm
-from a2d_lightning.fused_batch_norm import FusedSequential
-from a2d_lightning.native import kernels
-from a2d_lightning.normalization import frozen_batch_norm_statistics, recalibrate
+from a2d_lightning.cpu import fused_batch_norm
+from a2d_lightning.cpu.accelerate import accelerate
+from a2d_lightning.cpu.fused_batch_norm import FusedSequential
+from a2d_lightning.cpu.kernels import kernels
+from a2d_lightning.models.normalization import frozen_batch_norm_statistics, recalibrate
 from tests.small_supernets import make_supernet
 
 
@@ -166,7 +167,7 @@ def test_one_value_a_channel_is_refused_as_by_torch() -> None:
 
 
 def test_every_norm_of_a_supernet_is_fused(calls: Mock) -> None:
-    supernet = make_supernet().to(memory_format=torch.channels_last)
+    supernet = accelerate(make_supernet()).to(memory_format=torch.channels_last)
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in supernet.modules())
     supernet(channels_last(2, 3, 37, 29))
     assert calls.call_count == norms

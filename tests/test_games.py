@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from a2d_lightning.envs import make_env
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings, atari_games, atari_rom, canonical_game
+from a2d_lightning.rollouts.envs import make_env
+from a2d_lightning.rollouts.games import FrameSettings, atari_games, atari_rom, canonical_game
+from a2d_lightning.runtime.errors import SettingError
 
 # fmt: off
 TABLE_3 = [

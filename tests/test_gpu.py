@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_resume import fit, metrics
 
-from a2d_lightning.cli import main
+from a2d_lightning.cli.main import main
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -4,24 +4,29 @@ import ast
 import functools
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "a2d_lightning"
-KERNELS = {"depthwise", "fused_batch_norm", "native", "optimizers", "pointwise", "unit_frames", "weighted_sum"}
-LEAVES = {
-    "atomic_file",
-    "cores",
-    "errors",
-    "games",
-    "interruption",
-    "machine_memory",
-    "macs",
-    "parking",
-    "watchdog",
-    *KERNELS,
+FOLDERS = {
+    "runtime": set(),
+    "cpu": set(),
+    "models": {"cpu", "runtime"},
+    "rl": {"models", "runtime"},
+    "nas": {"models", "cpu", "runtime"},
+    "rollouts": {"models", "cpu", "runtime"},
+    "agent_files": {"nas", "models", "runtime", "rollouts.games"},
+    "data": {"rollouts", "cpu", "runtime"},
+    "modules": {
+        *("rl", "nas", "models", "agent_files", "runtime", "cpu.rmsprop"),
+        *("rollouts.policy", "rollouts.evaluation", "rollouts.envs"),
+    },
+    "cli": {"modules", "data", "agent_files", "rollouts", "nas", "models", "cpu", "runtime"},
+    "studies": {"__main__", "cli", "modules", "data", "agent_files", "rollouts", "nas", "models", "cpu", "runtime"},
 }
+"""What each folder (or file) of the package may import of the others: whole folders, or single files."""
 
 
 def imported_names(source: str, package: str) -> set[str]:
@@ -50,7 +55,7 @@ def modules() -> dict[str, Path]:
 
 @functools.cache
 def ours(name: str) -> set[str]:
-    """Our modules that module ``name`` imports; ``a2d_lightning.losses.policy_loss`` is an import of ``losses``."""
+    """Our modules that module ``name`` imports; ``a2d_lightning.rl.losses.policy_loss`` is an import of ``losses``."""
     path = modules()[name]
     package = ".".join(["a2d_lightning", *path.relative_to(PACKAGE).parent.parts])
     found = set()
@@ -78,7 +83,7 @@ def reached_from(name: str) -> set[str]:
     [
         ("import torch, callbacks.flops as f", {"torch", "callbacks.flops"}),
         ("from a2d_lightning import losses", {"a2d_lightning.losses"}),
-        ("def f():\n    from a2d_lightning.envs import make_env", {"a2d_lightning.envs.make_env"}),
+        ("def f():\n    from a2d_lightning.rollouts.envs import make_env", {"a2d_lightning.rollouts.envs.make_env"}),
         ("if TYPE_CHECKING:\n    from . import data", {"a2d_lightning.modules.data"}),
         ("from .. import data", {"a2d_lightning.data"}),
         ("from ..data import Rollouts", {"a2d_lightning.data.Rollouts"}),
@@ -88,67 +93,31 @@ def test_every_way_to_import_is_seen(source: str, names: set[str]) -> None:
     assert imported_names(source, "a2d_lightning.modules") == names
 
 
-def test_the_house_is_where_it_is_looked_for() -> None:
-    assert {"", "__main__", "cli", "data", "losses", "modules", "modules.actor_critic"} <= modules().keys()
-    assert "losses" in ours("modules.actor_critic")
-    assert "data" in ours("cli")
+def folder_of(name: str) -> str:
+    return name.split(".", maxsplit=1)[0]
 
 
-@pytest.mark.parametrize(
-    ("name", "allowed"),
-    [
-        ("native", {"parking"}),
-        ("cores", set()),
-        *[(name, {"native"}) for name in sorted(KERNELS - {"native"})],
-        ("errors", set()),
-        ("atomic_file", set()),
-        ("interruption", set()),
-        ("parking", {"cores"}),
-        ("watchdog", set()),
-        ("plain_checkpoints", {"errors"}),
-        ("checkpoints", LEAVES | {"plain_checkpoints", "teachers"}),
-        ("games", LEAVES),
-        ("macs", LEAVES),
-        ("normalization", set()),
-        ("losses", LEAVES),
-        ("schedules", LEAVES),
-        ("policy", LEAVES),
-        ("search_space", LEAVES),
-        ("journal", set()),
-        ("optimizer_settings", {"errors"}),
-        ("real_run", set()),
-        ("run_folder", {"errors"}),
-        ("ranks", set()),
-        ("circumstances", set()),
-        ("heartbeats", {"ranks"}),
-        ("finite", LEAVES | {"ranks"}),
-        ("envs", LEAVES | {"journal", "rollouts.gymnasium_games"}),
-        ("rollouts.gymnasium_games", {"errors", "games", "journal", "rollouts.image_format"}),
-        ("rollouts.image_format", {"errors", "games"}),
-        ("rollouts.minatar", set()),
-        ("collector", LEAVES | {"envs"}),
-        ("networks", LEAVES | {"search_space"}),
-        ("sampling", LEAVES | {"search_space"}),
-        ("nas.derivation", LEAVES),
-        ("nas.gradient_noise", set()),
-        ("nas.needed_callbacks", {"errors"}),
-        ("supernet", LEAVES | {"nas.derivation", "normalization", "search_space", "sampling"}),
-        ("costs", LEAVES | {"supernet"}),
-        ("schemes", LEAVES | {"networks", "normalization", "ranks", "supernet"}),
-        ("algorithms", LEAVES | {"losses", "normalization"}),
-        ("collection", LEAVES | {"collector", "envs", "normalization", "policy"}),
-        ("ray_collection", LEAVES | {"collection", "normalization", "policy", "ray_worker"}),
-        ("ray_worker", {"collector", "normalization"}),
-        ("data", LEAVES | {"circumstances", "collection", "envs", "ranks", "ray_collection"}),
-        ("evaluation", LEAVES | {"envs"}),
-    ],
-)
-def test_a_module_imports_only_what_it_may(name: str, allowed: set[str]) -> None:
-    assert ours(name) <= allowed
+def test_the_table_names_every_folder() -> None:
+    assert {folder_of(name) for name in modules()} - {"", "__main__"} == FOLDERS.keys()
+    assert "rl.losses" in ours("modules.actor_critic")
+    assert "data" in ours("cli.main")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    for name in modules():
+        if folder_of(name) == folder:
+            allowed = FOLDERS[folder] | {folder, ""}
+            assert not {other for other in ours(name) if not {other, folder_of(other)} & allowed}, name
+
+
+def test_folders_make_no_circle() -> None:
+    above = {folder: {folder_of(name) for name in used} - {"__main__"} for folder, used in FOLDERS.items()}
+    list(TopologicalSorter(above).static_order())  # raises CycleError
 
 
 def test_modules_and_data_do_not_reach_each_other() -> None:
-    lightning_modules = {name for name in modules() if name.split(".")[0] == "modules"}
+    lightning_modules = {name for name in modules() if folder_of(name) == "modules"}
     assert len(lightning_modules) >= 5
     for name in lightning_modules:
         assert "data" not in reached_from(name), name
@@ -157,7 +126,7 @@ def test_modules_and_data_do_not_reach_each_other() -> None:
 
 def test_torchrl_is_imported_by_what_plays_alone() -> None:
     # it takes a second, three where Ray is installed, which --help and --print_config do without
-    script = "import sys, a2d_lightning.cli; sys.exit(any(m in sys.modules for m in ('torchrl', 'ray')))"
+    script = "import sys, a2d_lightning.cli.main; sys.exit(any(m in sys.modules for m in ('torchrl', 'ray')))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -168,4 +137,4 @@ def test_nothing_imports_callbacks() -> None:
 
 
 def test_only_main_imports_the_command_line() -> None:
-    assert {name for name in modules() if "cli" in ours(name)} == {"__main__"}
+    assert {name for name in modules() if "cli.main" in ours(name)} == {"__main__"}

@@ -8,8 +8,8 @@ import torch
 from tensordict import TensorDictBase
 from toy_game import CATCH, register
 
-from a2d_lightning.envs import FrameSettings, GameEnv, make_env
-from a2d_lightning.journal import GO_ON, Journal, Reset
+from a2d_lightning.rollouts.action_log import GO_ON, Journal, Reset
+from a2d_lightning.rollouts.envs import FrameSettings, GameEnv, make_env
 
 register()
 NUM_ENVS = 3

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from toy_game import CATCH, SIZE, STEPS, register, tiny_backbone
 
-from a2d_lightning import networks
-from a2d_lightning.advantages import GAE
-from a2d_lightning.algorithms import PPO
+from a2d_lightning.agent_files import FrozenTeacher, load_teacher
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import FrameSettings, make_env
-from a2d_lightning.losses import actor_distillation_loss, critic_distillation_loss
+from a2d_lightning.models import networks
 from a2d_lightning.modules import TeacherModule
 from a2d_lightning.modules.actor_critic import rmsprop
-from a2d_lightning.teachers import FrozenTeacher, load_teacher
+from a2d_lightning.rl.advantages import GAE
+from a2d_lightning.rl.algorithms import PPO
+from a2d_lightning.rl.losses import actor_distillation_loss, critic_distillation_loss
+from a2d_lightning.rollouts.envs import FrameSettings, make_env
 
 register()
 FRAMES = FrameSettings(size=SIZE, stack=1, skip=1)

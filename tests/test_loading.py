@@ -4,9 +4,9 @@ import pytest
 import torch
 from test_resume import CATCH_ARGS, fit, same
 
-from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.runtime.errors import SettingError
 
 MODULES = {"teacher": TeacherModule, "search": SearchModule, "retrain": AgentModule}
 

@@ -8,10 +8,10 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger
 from test_resume import CATCH_ARGS, fit
 
-from a2d_lightning.curves import read_metrics
-from a2d_lightning.loggers import MetricsFile
+from a2d_lightning.cli.curves import read_metrics
 from a2d_lightning.modules import actor_critic
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.runtime.loggers import MetricsFile
 
 
 def test_it_holds_what_lightnings_own_would(tmp_path):
@@ -34,8 +34,8 @@ def test_it_holds_what_lightnings_own_would(tmp_path):
 _FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from a2d_lightning.curves import read_metrics
-from a2d_lightning.loggers import MetricsFile
+from a2d_lightning.cli.curves import read_metrics
+from a2d_lightning.runtime.loggers import MetricsFile
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 file = Path(sys.argv[1]) / "metrics.csv"

@@ -11,7 +11,7 @@ from torch.distributions import Categorical, kl_divergence
 from torchrl.modules import ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from a2d_lightning import losses
+from a2d_lightning.rl import losses
 
 LN2 = math.log(2)
 

@@ -3,10 +3,10 @@
 import pytest
 
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings
-from a2d_lightning.machine_memory import check_fits, total_memory
-from a2d_lightning.search_space import Plan
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rollouts.games import FrameSettings
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.machine_memory import check_fits, total_memory
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import BACKBONES, make_backbone
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import BACKBONES, make_backbone
+from a2d_lightning.runtime.errors import SettingError
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2d_lightning.fused_batch_norm import FusedSequential
-from a2d_lightning.native import Kernels, kernels
-from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.cpu.fused_batch_norm import FusedSequential
+from a2d_lightning.cpu.kernels import Kernels, kernels
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import Supernet
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_sums_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_a_thread_does_the_work_of_those_that_do_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # OpenMP may give fewer threads than it is asked for; here the second of those asked for comes, and no other
-    spec = importlib.util.find_spec("a2d_lightning.native._kernels")
+    spec = importlib.util.find_spec("a2d_lightning.cpu._kernels")
     assert spec is not None
     assert spec.origin is not None
     library = shutil.copy(spec.origin, tmp_path)  # loaded a second time, since a library keeps its OpenMP
@@ -72,7 +72,7 @@ def test_a_thread_does_the_work_of_those_that_do_not_come(tmp_path: Path, monkey
     second = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)
     openmp = SimpleNamespace(GOMP_parallel=parallel(come_alone), omp_get_thread_num=second)
     alone = Kernels(ctypes.CDLL(library), openmp)
-    monkeypatch.setattr("a2d_lightning.fused_batch_norm.kernels", lambda: alone)
+    monkeypatch.setattr("a2d_lightning.cpu.fused_batch_norm.kernels", lambda: alone)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
     x = torch.randn(8, 24, 40, 30).to(memory_format=torch.channels_last)
     found = FusedSequential(torch.nn.BatchNorm2d(24))(x)
@@ -84,9 +84,9 @@ def test_a_thread_does_the_work_of_those_that_do_not_come(tmp_path: Path, monkey
 def test_without_them_torch_computes_the_same(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_them = gradients_of_a_supernet()
     if missing == "file":
-        monkeypatch.setattr("a2d_lightning.native.importlib.util.find_spec", lambda name: None)
+        monkeypatch.setattr("a2d_lightning.cpu.kernels.importlib.util.find_spec", lambda name: None)
     else:
-        monkeypatch.setattr("a2d_lightning.native.gcc_openmp", lambda: None)
+        monkeypatch.setattr("a2d_lightning.cpu.kernels.gcc_openmp", lambda: None)
     kernels.cache_clear()
     try:
         assert kernels() is None
@@ -110,7 +110,7 @@ def test_a_library_that_does_not_fit_is_named_and_left(
     else:
         library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # a library, and without our functions
     spec = SimpleNamespace(origin=str(library))
-    monkeypatch.setattr("a2d_lightning.native.importlib.util.find_spec", lambda name: spec)
+    monkeypatch.setattr("a2d_lightning.cpu.kernels.importlib.util.find_spec", lambda name: spec)
     kernels.cache_clear()
     try:
         with pytest.warns(UserWarning, match="install the package again"):

@@ -5,19 +5,21 @@ import pytest
 import torch
 from torch import nn
 
-from a2d_lightning.envs import FrameSettings, make_env
-from a2d_lightning.errors import SettingError
-from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import (
+from a2d_lightning.agent_files import build_backbone
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import (
     BACKBONES,
     ActorCritic,
-    build_backbone,
     count_parameters,
     initialize,
     make_backbone,
     scaled_frame_shape,
 )
-from a2d_lightning.search_space import Architecture, FrameShape, Plan
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rollouts.envs import FrameSettings, make_env
+from a2d_lightning.runtime.errors import SettingError
 
 FRAME = (4, 84, 84)
 

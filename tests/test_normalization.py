@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from a2d_lightning.networks import make_backbone
-from a2d_lightning.normalization import (
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.networks import make_backbone
+from a2d_lightning.models.normalization import (
     ChannelAffine,
     Normalization,
     PerStepBatchNorm2d,
@@ -21,8 +22,9 @@ from a2d_lightning.normalization import (
     time_steps,
     with_normalization,
 )
-from a2d_lightning.search_space import Architecture, FrameShape, Plan
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import Supernet
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning.native import kernels
-from a2d_lightning.optimizers import RMSprop
+from a2d_lightning.cpu.kernels import kernels
+from a2d_lightning.cpu.rmsprop import RMSprop
 
 SETTINGS: dict[str, Any] = {"lr": 1e-2, "alpha": 0.9, "eps": 1e-5}
 
@@ -82,7 +82,7 @@ def test_other_weights_are_torchs_own(other: str) -> None:
                 weight.grad = weight.grad.contiguous()
         with (
             patch.object(run, "rmsprop") as called,
-            patch("a2d_lightning.optimizers.kernels", lambda: None if other == "kernels" else run),
+            patch("a2d_lightning.cpu.rmsprop.kernels", lambda: None if other == "kernels" else run),
         ):
             optimizer.step()
         assert not called.called

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from a2d_lightning.cli import main
-from a2d_lightning.errors import SettingError
+from a2d_lightning.cli.main import main
+from a2d_lightning.cli.overlays import expand_overlays
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.overlays import expand_overlays
+from a2d_lightning.runtime.errors import SettingError
 
 OVERLAY = {
     "data": {"num_envs": 4, "frames": {"size": 42}},

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from a2d_lightning import __version__
-from a2d_lightning.cli import A2DCLI, COMMANDS
-from a2d_lightning.overview import OVERVIEW
+from a2d_lightning.cli.main import A2DCLI, COMMANDS
+from a2d_lightning.cli.usage import OVERVIEW
 
 
 @pytest.fixture
@@ -47,6 +47,6 @@ def test_without_a_command_it_is_an_error(start, capsys) -> None:
 
 def test_the_rest_goes_to_the_command_line(start, monkeypatch) -> None:
     got: list[list[str]] = []
-    monkeypatch.setattr("a2d_lightning.cli.main", got.append)
+    monkeypatch.setattr("a2d_lightning.cli.main.main", got.append)
     start("fit", "--help")
     assert got == [["fit", "--help"]]

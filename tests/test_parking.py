@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 import torch
 
-from a2d_lightning import parking
-from a2d_lightning.envs import FrameSettings, make_env
-from a2d_lightning.parking import ParkedThreads, first_core
+from a2d_lightning.cpu import openmp_threads as parking
+from a2d_lightning.cpu.openmp_threads import ParkedThreads, first_core
+from a2d_lightning.rollouts.envs import FrameSettings, make_env
 
 MANY = 10_000
 LARGE = torch.rand(1_000_000, generator=torch.Generator().manual_seed(0))

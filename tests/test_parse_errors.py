@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from a2d_lightning.arguments import whole_numbers
-from a2d_lightning.cli import main
-from a2d_lightning.parse_errors import one_line
+from a2d_lightning.cli.arguments import whole_numbers
+from a2d_lightning.cli.main import main
+from a2d_lightning.cli.parse_errors import one_line
 
 KNOWN = ["data.game", "data.num_envs", "model.gamma", "model.distillation"]
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 from test_resume import CATCH_ARGS, fit
 
-from a2d_lightning.checkpoints import newest_good
-from a2d_lightning.errors import RunFailedError, SettingError
+from a2d_lightning.agent_files import newest_intact, read_agent
 from a2d_lightning.modules import TeacherModule
-from a2d_lightning.plain_checkpoints import dump, load
-from a2d_lightning.teachers import read_agent
+from a2d_lightning.runtime.errors import RunFailedError, SettingError
+from a2d_lightning.runtime.plain_checkpoints import dump, load
 
 
 class Thing:
@@ -62,7 +61,7 @@ def test_an_agent_is_whole_where_a_callbacks_state_is_not_read(
     path = write(tmp_path / "last.ckpt", **{part: {"Mine": value, "Other": 3}})
     with caplog.at_level("INFO"):
         card, weights = read_agent(path)
-        assert newest_good(tmp_path) == path
+        assert newest_intact(tmp_path) == path
     plain_card, plain_weights = read_agent(write(tmp_path / "plain.ckpt"))
     assert card == plain_card
     assert weights.keys() == plain_weights.keys()

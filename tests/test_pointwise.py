@@ -8,16 +8,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from a2d_lightning.macs import count_macs
-from a2d_lightning.pointwise import PointwiseConv
+from a2d_lightning.cpu.accelerate import accelerate
+from a2d_lightning.cpu.pointwise import PointwiseConv
+from a2d_lightning.models.macs import count_macs
 
 LAST = torch.channels_last
 
 
-def pair(inputs: int, outputs: int) -> tuple[PointwiseConv, nn.Conv2d]:
+def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
+    layer = accelerate(nn.Conv2d(inputs, outputs, 1, bias=False))
+    assert isinstance(layer, PointwiseConv)
+    return layer
+
+
+def pair(inputs: int, outputs: int) -> tuple[nn.Conv2d, nn.Conv2d]:
     """One, and torch's in double precision with the same weights."""
     torch.manual_seed(0)
-    layer, plain = PointwiseConv(inputs, outputs).to(memory_format=LAST), nn.Conv2d(inputs, outputs, 1, bias=False)
+    layer, plain = pointwise(inputs, outputs).to(memory_format=LAST), nn.Conv2d(inputs, outputs, 1, bias=False)
     plain.load_state_dict(layer.state_dict())
     return layer, plain.double()
 
@@ -61,13 +68,13 @@ def test_updates_are_left_to_torch() -> None:
     ids=["double", "contiguous", "autocast"],
 )
 def test_what_does_not_fit_goes_the_usual_way(dtype: torch.dtype, layout: torch.memory_format, context: Any) -> None:
-    layer = PointwiseConv(12, 20).to(dtype)
+    layer = pointwise(12, 20).to(dtype)
     with torch.no_grad(), context:
         assert convolves(layer, torch.randn(4, 12, 6, 6, dtype=dtype).to(memory_format=layout))
 
 
 def test_traces_and_compilers_see_a_convolution() -> None:
-    layer = PointwiseConv(4, 8)
+    layer = pointwise(4, 8)
     x = torch.randn(2, 4, 3, 3).to(memory_format=LAST)
     with torch.no_grad():
         assert "convolution" in str(torch.jit.trace(layer, x, check_trace=False).inlined_graph)
@@ -76,4 +83,4 @@ def test_traces_and_compilers_see_a_convolution() -> None:
 
 
 def test_its_macs_are_a_convolutions() -> None:
-    assert count_macs(PointwiseConv(12, 20), torch.Size((12, 6, 6))) == 12 * 20 * 36
+    assert count_macs(pointwise(12, 20), torch.Size((12, 6, 6))) == 12 * 20 * 36

@@ -6,11 +6,12 @@ from itertools import product
 import pytest
 import torch
 
-from a2d_lightning import random_architecture as module
-from a2d_lightning.errors import SettingError
-from a2d_lightning.macs import count_macs
-from a2d_lightning.random_architecture import draw_like, random_architecture
-from a2d_lightning.search_space import OPERATORS, Architecture, Plan
+from a2d_lightning.cli import random_architecture as module
+from a2d_lightning.cli.random_architecture import draw_like, random_architecture
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.runtime.errors import SettingError
 
 SHAPE = (2, 21, 21)
 PLAN = Plan((1, 1), (4, 8))

@@ -17,13 +17,13 @@ import torch
 from ray.cluster_utils import Cluster
 from test_resume import goes_on_to_the_last_bit
 
-from a2d_lightning.collection import Games, LocalCollection
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.errors import NonFiniteError, RunFailedError, SettingError
-from a2d_lightning.interruption import INTERRUPTED
-from a2d_lightning.networks import ActorCritic, make_backbone
-from a2d_lightning.normalization import with_normalization
-from a2d_lightning.ray_collection import RayCollection
+from a2d_lightning.models.networks import ActorCritic, make_backbone
+from a2d_lightning.models.normalization import with_normalization
+from a2d_lightning.rollouts.collection import Games, LocalCollection
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.rollouts.ray_collection import RayCollection
+from a2d_lightning.runtime.errors import NonFiniteError, RunFailedError, SettingError
+from a2d_lightning.runtime.signals import INTERRUPTED
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (4, 42, 42)

@@ -7,13 +7,13 @@ import torch
 from small_supernets import FRAME, make_supernet
 from torch import Tensor
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.models.normalization import Normalization, with_normalization
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.normalization import Normalization, with_normalization
-from a2d_lightning.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
-from a2d_lightning.schemes import UnrolledBiLevel
-from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import Supernet
+from a2d_lightning.nas.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
+from a2d_lightning.nas.schemes import UnrolledBiLevel
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import Supernet
+from a2d_lightning.runtime.errors import SettingError
 
 X = torch.rand(6, *FRAME, generator=torch.Generator().manual_seed(1))
 

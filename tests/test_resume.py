@@ -8,9 +8,9 @@ import pytest
 import torch
 from toy_game import CATCH, register
 
-from a2d_lightning.cli import main
-from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
+from a2d_lightning.cli.main import main
 from a2d_lightning.modules.actor_critic import ActorCriticModule
+from a2d_lightning.runtime.signals import INTERRUPTED, INTERRUPTION
 from callbacks.run_checkpoint import RunCheckpoint
 
 register()

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from test_resume import CATCH_ARGS, fit
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.run_folder import RunFolder
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.run_folder import RunFolder
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from a2d_lightning.run_folder import RunFolder
+from a2d_lightning.runtime.run_folder import RunFolder
 folder = RunFolder()
 folder.claim(Path(sys.argv[1]))
 print("held", flush=True)

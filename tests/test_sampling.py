@@ -9,10 +9,10 @@ from small_supernets import FRAME, PLAN, decide, eq11, make_supernet, mixed_by_h
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
-from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import OPERATOR_NAMES, Supernet, inherit_weights
+from a2d_lightning.nas.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet, inherit_weights
+from a2d_lightning.runtime.errors import SettingError
 
 SMALL = Plan((1, 1, 1), (4, 5, 6))
 # each with the number of operators that give alpha its gradient

@@ -2,8 +2,8 @@
 
 import pytest
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.schedules import PiecewiseLinear
+from a2d_lightning.rl.schedules import PiecewiseLinear
+from a2d_lightning.runtime.errors import SettingError
 
 
 @pytest.mark.parametrize(

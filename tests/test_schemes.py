@@ -10,9 +10,9 @@ from small_supernets import make_supernet
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.sampling import Sampling, TopK
-from a2d_lightning.schemes import (
+from a2d_lightning.models.networks import ActorCritic
+from a2d_lightning.nas.sampling import Sampling, TopK
+from a2d_lightning.nas.schemes import (
     BiLevel,
     DrawnRollout,
     Metrics,
@@ -22,8 +22,8 @@ from a2d_lightning.schemes import (
     Student,
     UnrolledBiLevel,
 )
-from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import Draw, MixedCell, Supernet
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import Draw, MixedCell, Supernet
 
 FRAME = (2, 9, 9)
 ALPHA = "backbone.alpha_logits"
@@ -190,7 +190,7 @@ def mixed_by_hand(agent: ActorCritic, pixels: Tensor, gumbel: Tensor, tau: Tenso
 def test_per_frame_one_level_learns_under_a_draw_for_each_frame_of_all_ranks(
     monkeypatch: pytest.MonkeyPatch, rank: int, processes: int
 ) -> None:
-    monkeypatch.setattr("a2d_lightning.schemes.rank_of_processes", lambda: (rank, processes))
+    monkeypatch.setattr("a2d_lightning.nas.schemes.rank_of_processes", lambda: (rank, processes))
     search = ToySearch(smooth_agent())
     agent = copy.deepcopy(search.agent)
     OneLevelPerFrame().learn(search, [SECOND])

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.search_space import OPERATORS, Plan
+from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.runtime.errors import SettingError
 from callbacks import SearchGuards
 
 SKIP = list(OPERATORS).index("skip")

@@ -9,11 +9,9 @@ from tensordict import TensorDict
 from toy_game import CATCH, SIZE, register, train
 
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import FrameSettings
-from a2d_lightning.errors import SettingError
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.sampling import TopK
-from a2d_lightning.schemes import (
+from a2d_lightning.nas.sampling import TopK
+from a2d_lightning.nas.schemes import (
     BiLevel,
     DrawnRollout,
     Metrics,
@@ -22,7 +20,9 @@ from a2d_lightning.schemes import (
     SearchScheme,
     UnrolledBiLevel,
 )
-from a2d_lightning.search_space import Plan
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rollouts.envs import FrameSettings
+from a2d_lightning.runtime.errors import SettingError
 from callbacks import TemperatureAnnealing
 
 register()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.macs import count_macs
-from a2d_lightning.search_space import OPERATORS, Architecture, Cell, Plan, operator_macs
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import OPERATORS, Cell, Plan, operator_macs
+from a2d_lightning.runtime.errors import SettingError
 
 INVERTED = ("ir_k3_e1", "ir_k3_e3", "ir_k3_e5", "ir_k5_e1", "ir_k5_e3", "ir_k5_e5")
 SMALL = Plan(cells_per_group=(2, 1, 2), channels=(4, 6, 8))

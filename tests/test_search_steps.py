@@ -8,13 +8,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from a2d_lightning import losses
-from a2d_lightning.errors import NonFiniteError
-from a2d_lightning.macs import count_macs
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import make_backbone
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.networks import make_backbone
-from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
-from a2d_lightning.search_space import Plan
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rl import losses
+from a2d_lightning.rl.schedules import CoefficientSchedules, PiecewiseLinear
+from a2d_lightning.runtime.errors import NonFiniteError
 
 FRAME = (2, 21, 21)
 

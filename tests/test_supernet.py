@@ -9,11 +9,12 @@ import torch
 from small_supernets import FRAME, PLAN, decide, make_supernet, mixed_by_hand, random_pixels
 from torch import Tensor, nn
 
-from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import ActorCritic, count_parameters, initialize
-from a2d_lightning.sampling import SoftSum
-from a2d_lightning.search_space import OPERATORS, Architecture, Plan
-from a2d_lightning.supernet import OPERATOR_NAMES, MixedCell, inherit_weights
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import ActorCritic, count_parameters, initialize
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.sampling import SoftSum
+from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.supernet import OPERATOR_NAMES, MixedCell, inherit_weights
 
 # --- the derived network ----------------------------------------------------------------------------------------------
 

@@ -12,12 +12,7 @@ import torch
 from small_supernets import counted
 from torch import Tensor, nn
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
-from a2d_lightning.networks import ActorCritic, initialize
-from a2d_lightning.normalization import ChannelAffine, PerStepBatchNorm2d, RunningBatchNorm2d
-from a2d_lightning.search_space import Architecture, FrameShape, Plan
-from a2d_lightning.teachers import (
+from a2d_lightning.agent_files import (
     AgentCard,
     FrozenTeacher,
     bundled_teachers,
@@ -27,6 +22,13 @@ from a2d_lightning.teachers import (
     read_agent,
     write_agent,
 )
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.networks import ActorCritic, initialize
+from a2d_lightning.models.normalization import ChannelAffine, PerStepBatchNorm2d, RunningBatchNorm2d
+from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.runtime.errors import SettingError
 
 FRAME: FrameShape = (4, 42, 42)
 CARD = AgentCard("pong", "four_conv", FRAME, 6, 1000)

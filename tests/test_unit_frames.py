@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2d_lightning.native import kernels
-from a2d_lightning.unit_frames import unit_frames
+from a2d_lightning.cpu.frames import unit_frames
+from a2d_lightning.cpu.kernels import kernels
 
 
 def random_frames(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def test_everything_else_is_torchs_own(other: str) -> None:
     assert run is not None
     with (
         patch.object(run, "unit_frames") as called,
-        patch("a2d_lightning.unit_frames.kernels", lambda: None if other == "kernels" else run),
+        patch("a2d_lightning.cpu.frames.kernels", lambda: None if other == "kernels" else run),
     ):
         found = unit_frames(pixels, dtype)
     assert not called.called

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from a2d_lightning.networks import ActorCritic, initialize
-from a2d_lightning.search_space import Architecture, Plan
-from a2d_lightning.teachers import bundled_teachers, read_agent
+from a2d_lightning.agent_files import bundled_teachers, read_agent
+from a2d_lightning.models.networks import ActorCritic, initialize
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import Plan
 
 FRAME = (4, 42, 42)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from a2d_lightning.native import kernels
-from a2d_lightning.weighted_sum import weighted_sum
+from a2d_lightning.cpu.kernels import kernels
+from a2d_lightning.cpu.weighted_sum import weighted_sum
 
 
 def tensors(count: int, shape: tuple[int, ...]) -> tuple[Tensor, list[Tensor]]:
@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_summed_term_by_term(other: str) -> None:
     assert run is not None
     with (
         patch.object(run, "weighted_sum") as called,
-        patch("a2d_lightning.weighted_sum.kernels", lambda: None if other == "kernels" else run),
+        patch("a2d_lightning.cpu.weighted_sum.kernels", lambda: None if other == "kernels" else run),
     ):
         out = weighted_sum(weights, terms)
     assert not called.called

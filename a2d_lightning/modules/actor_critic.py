@@ -17,25 +17,25 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
 
-from a2d_lightning import losses
-from a2d_lightning.advantages import AdvantageEstimator, TDError
-from a2d_lightning.algorithms import A2C, Algorithm, Minibatch, joint_forward
-from a2d_lightning.distillation import DistillationMode, distillation_terms, trains_critic
-from a2d_lightning.errors import NonFiniteError, SettingError
-from a2d_lightning.finite import check_finite, keep_rollout
-from a2d_lightning.loggers import OnEnvSteps
-from a2d_lightning.macs import count_macs
+from a2d_lightning.agent_files import AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.cpu.rmsprop import RMSprop
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import ActorCritic, initialize, scaled_frame_shape
+from a2d_lightning.models.normalization import Normalization, move_running_statistics, with_normalization
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.modules.loading import load_module
-from a2d_lightning.networks import ActorCritic, initialize, scaled_frame_shape
-from a2d_lightning.normalization import Normalization, move_running_statistics, with_normalization
-from a2d_lightning.optimizer_settings import OptimizerSettings, without_parser
-from a2d_lightning.optimizers import RMSprop
-from a2d_lightning.policy import ActionChoice
-from a2d_lightning.schedules import CoefficientSchedules, PiecewiseLinear
-from a2d_lightning.schemes import Metrics
-from a2d_lightning.search_space import FrameShape
-from a2d_lightning.teachers import AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.nas.schemes import Metrics
+from a2d_lightning.rl import losses
+from a2d_lightning.rl.advantages import AdvantageEstimator, TDError
+from a2d_lightning.rl.algorithms import A2C, Algorithm, Minibatch, joint_forward
+from a2d_lightning.rl.distillation import DistillationMode, distillation_terms, trains_critic
+from a2d_lightning.rl.schedules import CoefficientSchedules, PiecewiseLinear
+from a2d_lightning.rollouts.policy import ActionChoice
+from a2d_lightning.runtime.errors import NonFiniteError, SettingError
+from a2d_lightning.runtime.loggers import OnEnvSteps
+from a2d_lightning.runtime.nonfinite import check_finite, keep_rollout
+from a2d_lightning.runtime.optimizer_settings import OptimizerSettings, without_parser
 
 RECENT_GAMES = 100
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from a2d_lightning.agent_files import AgentCard
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.search_space import Architecture
-from a2d_lightning.teachers import AgentCard
+from a2d_lightning.nas.architecture import Architecture
 
 
 class AgentModule(ActorCriticModule):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torchmetrics import CatMetric
 
-from a2d_lightning.evaluation import confidence_interval, play_games
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.policy import ActionChoice, choose
+from a2d_lightning.models.networks import ActorCritic
+from a2d_lightning.rollouts.evaluation import confidence_interval, play_games
+from a2d_lightning.rollouts.policy import ActionChoice, choose
 
 if TYPE_CHECKING:
-    from a2d_lightning.envs import GameEnv
+    from a2d_lightning.rollouts.envs import GameEnv
 
 Act = Callable[[Tensor, torch.Generator], Tensor]
 """Pixels uint8 ``[B, stack, h, w]`` and a source of random numbers to actions int64 ``[B]``."""

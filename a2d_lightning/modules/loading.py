@@ -8,9 +8,9 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from torch import device as Device
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.plain_checkpoints import load
-from a2d_lightning.teachers import AgentCard
+from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.plain_checkpoints import load
 
 M = TypeVar("M", bound=LightningModule)
 

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.teachers import AgentCard
 
 
 class RandomModule(ActorCriticModule):

@@ -11,22 +11,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import CatMetric
 
-from a2d_lightning.costs import CostEstimator, cost_of
-from a2d_lightning.errors import SettingError
-from a2d_lightning.finite import check_finite
-from a2d_lightning.macs import count_macs
+from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import ActorCritic, make_backbone
+from a2d_lightning.models.normalization import inference_normalization, recalibrate, with_normalization
 from a2d_lightning.modules.actor_critic import ActorCriticModule, Metrics
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.costs import CostEstimator, cost_of
 from a2d_lightning.nas.derivation import Argmax, Derivation
 from a2d_lightning.nas.gradient_noise import GradientNoise
 from a2d_lightning.nas.needed_callbacks import check_callbacks
-from a2d_lightning.networks import ActorCritic, make_backbone
-from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
-from a2d_lightning.ranks import gathered, own
-from a2d_lightning.sampling import Sampling
-from a2d_lightning.schemes import DrawnRollout, OneLevel, OneLevelPerFrame, SearchScheme, UnrolledBiLevel
-from a2d_lightning.search_space import Architecture, Plan
-from a2d_lightning.supernet import Supernet, inherit_weights
-from a2d_lightning.teachers import AgentCard
+from a2d_lightning.nas.sampling import Sampling
+from a2d_lightning.nas.schemes import DrawnRollout, OneLevel, OneLevelPerFrame, SearchScheme, UnrolledBiLevel
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import Supernet, inherit_weights
+from a2d_lightning.runtime.distributed import gathered, own
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.nonfinite import check_finite
 
 RECALIBRATION_ROLLOUTS = 8
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.models.networks import make_backbone
 from a2d_lightning.modules.actor_critic import ActorCriticModule
-from a2d_lightning.networks import make_backbone
-from a2d_lightning.teachers import AgentCard
 
 
 class TeacherModule(ActorCriticModule):

@@ -13,7 +13,7 @@ from jsonargparse.typing import PositiveFloat
 from numpy.typing import NDArray
 from torch import Tensor
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.runtime.errors import SettingError
 
 
 @dataclass(frozen=True)

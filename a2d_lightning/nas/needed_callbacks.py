@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.runtime.errors import SettingError
 
 
 @runtime_checkable

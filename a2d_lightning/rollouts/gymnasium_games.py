@@ -13,10 +13,10 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings, import_game
-from a2d_lightning.journal import GO_ON
+from a2d_lightning.rollouts.action_log import GO_ON
+from a2d_lightning.rollouts.games import FrameSettings, import_game
 from a2d_lightning.rollouts.image_format import image_format
+from a2d_lightning.runtime.errors import SettingError
 
 Step = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
 """An action to observation, reward, terminated, truncated and info, as in Gymnasium."""
@@ -84,7 +84,8 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         """Begin new games.
 
         Args:
-            seed: int64 ``[num_envs]``; :data:`~a2d_lightning.journal.GO_ON` keeps an environment's random numbers.
+            seed: int64 ``[num_envs]``; :data:`~a2d_lightning.rollouts.action_log.GO_ON` keeps an environment's random
+                numbers.
             options: ``reset_mask``, bool ``[num_envs]``: which environments; all if absent.
 
         Returns:

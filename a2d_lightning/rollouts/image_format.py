@@ -7,8 +7,8 @@ import cv2
 import gymnasium
 import numpy as np
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings
+from a2d_lightning.rollouts.games import FrameSettings
+from a2d_lightning.runtime.errors import SettingError
 
 GRAY_WEIGHTS = np.array([[0.2125, 0.7154, 0.0721]], dtype=np.float32)
 """Luminance of red, green and blue, as in gymnasium's GrayscaleObservation."""

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentParser
 
-from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.cores import usable_cores
-from a2d_lightning.curves import read_metrics
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import canonical_game, without_module
-from a2d_lightning.macs import count_macs
-from a2d_lightning.networks import count_parameters
-from a2d_lightning.overlays import merged_configs
-from a2d_lightning.search_space import Architecture, Plan
+from a2d_lightning.agent_files import read_agent
+from a2d_lightning.cli.curves import read_metrics
+from a2d_lightning.cli.overlays import merged_configs
+from a2d_lightning.cpu.cores import usable_cores
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.models.networks import count_parameters
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.rollouts.games import canonical_game, without_module
+from a2d_lightning.runtime.atomic_file import write_atomically
+from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.studies.job import Job
 from a2d_lightning.studies.runner import run_jobs
 from a2d_lightning.studies.table import Row, read_table, write_table
-from a2d_lightning.teachers import read_agent
 
 OWN_SETTINGS = ("--run_dir", "--ckpt_path", "--seed_everything", "--model.architecture", "--config")
 """Settings of each run that the bank chooses."""

@@ -8,18 +8,18 @@ import torch
 import yaml
 from torch import Tensor
 
+from a2d_lightning.agent_files import read_agent
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.errors import SettingError
-from a2d_lightning.evaluation import play_games
-from a2d_lightning.games import FrameSettings
-from a2d_lightning.nas.search_result import SearchResult
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.normalization import inference_normalization, recalibrate, with_normalization
-from a2d_lightning.plain_checkpoints import load
-from a2d_lightning.policy import choose
-from a2d_lightning.search_space import Architecture
-from a2d_lightning.supernet import Supernet, inherit_weights
-from a2d_lightning.teachers import read_agent
+from a2d_lightning.models.networks import ActorCritic
+from a2d_lightning.models.normalization import inference_normalization, recalibrate, with_normalization
+from a2d_lightning.modules.search_result import SearchResult
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.supernet import Supernet, inherit_weights
+from a2d_lightning.rollouts.evaluation import play_games
+from a2d_lightning.rollouts.games import FrameSettings
+from a2d_lightning.rollouts.policy import choose
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.plain_checkpoints import load
 
 
 class InheritedScores:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.errors import SettingError
+from a2d_lightning.runtime.atomic_file import write_atomically
+from a2d_lightning.runtime.errors import SettingError
 
 STARTED = "job.json"
 FINISHED = "finished.json"

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser
 
-from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import without_module
-from a2d_lightning.interruption import INTERRUPTION
-from a2d_lightning.nas.search_result import SearchResult
+from a2d_lightning.modules.search_result import SearchResult
+from a2d_lightning.rollouts.games import without_module
+from a2d_lightning.runtime.atomic_file import write_atomically
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.signals import INTERRUPTION
 from a2d_lightning.studies.bank import plan_text
 from a2d_lightning.studies.inherited_scores import InheritedScores
 from a2d_lightning.studies.judge_report import draw, to_json, to_markdown

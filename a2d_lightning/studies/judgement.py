@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
-from a2d_lightning.nas.search_result import SearchResult
+from a2d_lightning.modules.search_result import SearchResult
 from a2d_lightning.studies.scores import Networks
 from a2d_lightning.studies.statistics import (
     Array,

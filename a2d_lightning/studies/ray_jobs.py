@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
+from a2d_lightning.runtime.errors import RunFailedError, SettingError
+from a2d_lightning.runtime.signals import INTERRUPTED, INTERRUPTION
 from a2d_lightning.studies.job import Ended, Job
 from a2d_lightning.studies.job_process import GRACE_SECONDS, start_process, stop_processes
 

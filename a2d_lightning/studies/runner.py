@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
-from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.interruption import INTERRUPTED, INTERRUPTION
+from a2d_lightning.runtime.errors import RunFailedError, SettingError
+from a2d_lightning.runtime.signals import INTERRUPTED, INTERRUPTION
 from a2d_lightning.studies.job import LOG, Ended, Job
 from a2d_lightning.studies.job_process import GRACE_SECONDS, start_process, stop_processes
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from a2d_lightning.errors import SettingError
+from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.studies.statistics import Array, mean_scores
 from a2d_lightning.studies.table import Row, read_table
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.errors import SettingError
+from a2d_lightning.runtime.atomic_file import write_atomically
+from a2d_lightning.runtime.errors import SettingError
 
 
 @dataclass(frozen=True, order=True)

@@ -7,7 +7,7 @@ import threading
 
 import lightning as L
 
-from a2d_lightning import atomic_file
+from a2d_lightning.runtime import atomic_file
 
 
 def kill() -> None:

@@ -14,8 +14,8 @@ sys.path.insert(0, "tests")
 import lightning as L
 from toy_game import CATCH, SIZE, register, tiny_backbone
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.games import FrameSettings
-from a2d_lightning.interruption import INTERRUPTION, Interrupted
+from a2d_lightning.rollouts.games import FrameSettings
+from a2d_lightning.runtime.signals import INTERRUPTION, Interrupted
 from a2d_lightning.modules import TeacherModule
 from callbacks import RunCheckpoint
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_cli import MISTAKES
 
+from a2d_lightning.agent_files import BUNDLED
 from a2d_lightning.modules import TeacherModule
-from a2d_lightning.teachers import BUNDLED
 
 TEACHER = BUNDLED / "pong_four_conv_42.safetensors"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from a2d_lightning.atomic_file import write_atomically
-from a2d_lightning.checkpoints import kept, newest_good
-from a2d_lightning.errors import SettingError
+from a2d_lightning.agent_files import newest_intact, read_agent
 from a2d_lightning.modules import TeacherModule
-from a2d_lightning.teachers import read_agent
+from a2d_lightning.runtime.atomic_file import write_atomically
+from a2d_lightning.runtime.checkpoints import kept
+from a2d_lightning.runtime.errors import SettingError
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,16 +91,16 @@ def test_what_is_damaged_is_named_and_the_one_before_is_used(checkpoint, tmp_pat
     (tmp_path / "last.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
     assert [path.stem for path in kept(tmp_path)] == ["last", "last-1", "last-2", "last-10"]
     with caplog.at_level("INFO"):
-        assert newest_good(tmp_path) == tmp_path / "last-1.ckpt"
+        assert newest_intact(tmp_path) == tmp_path / "last-1.ckpt"
     assert "last.ckpt: is torn" in caplog.text
     assert "last-1.ckpt" in caplog.text
 
 
 def test_only_damaged_checkpoints_are_an_error_and_none_at_all_is_not(checkpoint, tmp_path):
-    assert newest_good(tmp_path) is None
+    assert newest_intact(tmp_path) is None
     (tmp_path / "last.ckpt").write_bytes(b"")
     with pytest.raises(SettingError, match="every checkpoint"):
-        newest_good(tmp_path)
+        newest_intact(tmp_path)
 
 
 def limit_files_to(size: int) -> None:

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 HANGING_EMULATOR = """
 from ale_py.vector_env import AtariVectorEnv
-from a2d_lightning.envs import FrameSettings, atari_vector
-from a2d_lightning.watchdog import Watchdog
+from a2d_lightning.rollouts.envs import FrameSettings, atari_vector
+from a2d_lightning.runtime.watchdog import Watchdog
 vector = atari_vector("pong", 2, FrameSettings(), 1, 30)
 vector.reset()
 with Watchdog("data.game: an environment of pong (rank 0)", 1.0):
@@ -30,7 +30,7 @@ def test_an_emulator_that_never_answers_ends_the_process(survived):
 
 
 def test_calls_in_time_are_left_alone():
-    code = "import time\nfrom a2d_lightning.watchdog import Watchdog\ndog = Watchdog('x', 1.0)\n"
+    code = "import time\nfrom a2d_lightning.runtime.watchdog import Watchdog\ndog = Watchdog('x', 1.0)\n"
     code += "for _ in range(8):\n    with dog:\n        time.sleep(0.3)\ntime.sleep(2.5)\nprint('done')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
@@ -49,7 +49,7 @@ def test_a_game_that_fails_is_named_in_one_line(game, said, tmp_path, survived):
     code = f"""
 from toy_game import register
 register()
-from a2d_lightning.cli import main
+from a2d_lightning.cli.main import main
 main(["fit", "--config", "configs/teacher.yaml", "--config", "configs/scale/smoke.yaml", "--run_dir", {str(tmp_path)!r},
       "--data.game", {game!r}, "--data.frames.skip", "1", "--data.env_timeout_seconds", "2"])
 """

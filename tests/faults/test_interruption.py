@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from a2d_lightning.interruption import INTERRUPTED
-from a2d_lightning.teachers import read_agent
+from a2d_lightning.agent_files import read_agent
+from a2d_lightning.runtime.signals import INTERRUPTED
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from test_resume import same
 
-from a2d_lightning.checkpoints import newest_good
-from a2d_lightning.curves import read_metrics
+from a2d_lightning.agent_files import newest_intact
+from a2d_lightning.cli.curves import read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def search(run_dir: Path, *args: str) -> subprocess.CompletedProcess:
 
 
 def state(run_dir: Path) -> dict:
-    path = newest_good(run_dir / "checkpoints")
+    path = newest_intact(run_dir / "checkpoints")
     return torch.load(path, weights_only=True) if path is not None else {"env_steps": 0}
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from a2d_lightning.interruption import INTERRUPTED
+from a2d_lightning.runtime.signals import INTERRUPTED
 from callbacks import rank_guard
 from faults.test_interruption import left_of, start, wait_for
 

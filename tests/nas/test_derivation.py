@@ -8,10 +8,10 @@ import pytest
 import torch
 from small_supernets import FRAME, PLAN, macs_of, make_supernet
 
-from a2d_lightning.errors import SettingError
 from a2d_lightning.nas.derivation import Argmax, MaxAlphaUnderMacs, best_under_cost, pareto_front
-from a2d_lightning.search_space import Plan
-from a2d_lightning.supernet import OPERATOR_NAMES
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import OPERATOR_NAMES
+from a2d_lightning.runtime.errors import SettingError
 
 Network = tuple[int, float, tuple[int, ...]]
 """(cost, sum of log alpha, operators)."""

@@ -14,10 +14,10 @@ from odd_games import OVER_AT, register
 from torchrl.envs.utils import check_env_specs
 
 from a2d_lightning.data import RolloutDataModule
-from a2d_lightning.envs import GameEnv, make_env
-from a2d_lightning.errors import RunFailedError, SettingError
-from a2d_lightning.evaluation import play_games
-from a2d_lightning.games import FrameSettings, canonical_game, is_gymnasium_id
+from a2d_lightning.rollouts.envs import GameEnv, make_env
+from a2d_lightning.rollouts.evaluation import play_games
+from a2d_lightning.rollouts.games import FrameSettings, canonical_game, is_gymnasium_id
+from a2d_lightning.runtime.errors import RunFailedError, SettingError
 
 register()
 AS_IT_IS = FrameSettings(size=None, stack=1, skip=1, gray=False)

@@ -4,9 +4,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.games import FrameSettings
+from a2d_lightning.rollouts.games import FrameSettings
 from a2d_lightning.rollouts.image_format import image_format
+from a2d_lightning.runtime.errors import SettingError
 
 AS_IT_IS = FrameSettings(size=None, stack=1, skip=1, gray=False)
 Box, Dict = gymnasium.spaces.Box, gymnasium.spaces.Dict

@@ -8,11 +8,11 @@ import torch
 import yaml
 from toy_game import CATCH, register
 
-from a2d_lightning.networks import ActorCritic
-from a2d_lightning.search_space import OPERATORS, Plan
+from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.models.networks import ActorCritic
+from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.supernet import Supernet
 from a2d_lightning.studies.table import Row, write_table
-from a2d_lightning.supernet import Supernet
-from a2d_lightning.teachers import AgentCard
 
 register()
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from toy_runs import PLAN, arguments, environment, save_architecture
 
-from a2d_lightning.curves import read_metrics
-from a2d_lightning.errors import SettingError
-from a2d_lightning.macs import count_macs
-from a2d_lightning.search_space import Architecture
+from a2d_lightning.cli.curves import read_metrics
+from a2d_lightning.models.macs import count_macs
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.studies import bank as module
 from a2d_lightning.studies.bank import Recipe, bank, origin_of, read_networks
 from a2d_lightning.studies.job import Job

@@ -11,8 +11,8 @@ from synthetic import NAMES, PLAN, SHAPE, save_bank, save_search
 from torchmetrics.functional.regression import kendall_rank_corrcoef
 from toy_game import CATCH
 
-from a2d_lightning.errors import SettingError
-from a2d_lightning.nas.search_result import SearchResult
+from a2d_lightning.modules.search_result import SearchResult
+from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.studies.inherited_scores import InheritedScores
 from a2d_lightning.studies.judge import judge
 from a2d_lightning.studies.judgement import agreement, equal_cost
@@ -148,7 +148,7 @@ def test_inherited_weights_play_the_games_of_the_search(tmp_path):
     folder = save_search(tmp_path / "s", ALPHA)
     content = yaml.safe_load((folder / "config.yaml").read_text())
     content["data"] |= {"wrappers": ["odd_games.TwiceAsBright"], "max_env_steps_per_game": 7, "seed": 3}
-    content["data"]["collection"] = {"class_path": "a2d_lightning.ray_collection.RayCollection"}
+    content["data"]["collection"] = {"class_path": "a2d_lightning.rollouts.ray_collection.RayCollection"}
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     data = InheritedScores(SearchResult.read(str(folder), "--search"), 3)._data()
     assert (data.wrappers, data.max_env_steps_per_game, data.seed) == (("odd_games.TwiceAsBright",), 7, 3)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from toy_runs import arguments, environment, jobs, save_architecture
 
-from a2d_lightning.curves import read_metrics
-from a2d_lightning.errors import SettingError
-from a2d_lightning.interruption import INTERRUPTED
+from a2d_lightning.cli.curves import read_metrics
+from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.signals import INTERRUPTED
 from a2d_lightning.studies import runner
 from a2d_lightning.studies.job import FINISHED, LOG, STARTED, Job
 
@@ -22,8 +22,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from toy_runs import jobs
-from a2d_lightning.errors import RunFailedError
-from a2d_lightning.interruption import INTERRUPTION, Interrupted
+from a2d_lightning.runtime.errors import RunFailedError
+from a2d_lightning.runtime.signals import INTERRUPTION, Interrupted
 from a2d_lightning.studies.runner import run_jobs
 
 if __name__ == "__main__":

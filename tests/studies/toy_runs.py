@@ -11,7 +11,7 @@ import lightning as L
 from small_supernets import counted
 from toy_game import CATCH, register
 
-from a2d_lightning.search_space import Plan
+from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.studies.job import Job
 
 register()

@@ -1,0 +1,1 @@
+"""The command line: LightningCLI's stages, and the commands that need no trainer."""

@@ -1,0 +1,81 @@
+"""``python -m a2d_lightning derive``: networks of a search's checkpoint, the paper's or one for each MACs limit."""
+
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentParser
+
+from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.modules.search_result import SearchResult
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.derivation import Argmax, Derivation, MaxAlphaUnderMacs
+from a2d_lightning.nas.supernet import Supernet
+from a2d_lightning.runtime.errors import SettingError
+
+
+def derive(args: list[str]) -> None:
+    """Write ``<output>/macs-<limit>.json`` for each limit, or ``<output>/argmax.json``, and print a table.
+
+    Raises:
+        SettingError: the checkpoint is not a search's, no network meets a limit, or the output cannot be written.
+    """
+    parser = ArgumentParser(prog="a2d_lightning derive", description=__doc__, exit_on_error=False)
+    parser.add_argument("--from", type=str, required=True, help="checkpoint of a search, or its run folder")
+    parser.add_argument("--target_macs", type=str, default=None, help="limits (5e5,1e6); the paper's argmax if absent")
+    parser.add_argument("--output", type=str, required=True, help="folder of the JSON files")
+    settings = parser.parse_args(args)
+    targets = [None] if settings.target_macs is None else _limits(settings.target_macs)
+    search, output = SearchResult.read(settings["from"], "--from"), Path(settings.output)
+    supernet = _supernet(search)
+    # all limits are checked before a file is written
+    derived = [_derived(supernet, search.card, target) for target in targets]
+    rows = [("limit", "MACs", "log alpha", "operators")]
+    for target, architecture in zip(targets, derived, strict=True):
+        name = "argmax" if target is None else f"macs-{target}"
+        try:
+            architecture.save(output / f"{name}.json")
+        except OSError as error:
+            raise SettingError(f"--output: {str(output)!r} cannot be written ({error.strerror}).") from error
+        limit = "none" if target is None else f"{target:,}"
+        (log_probability,) = search.rate([architecture.operators])
+        rows.append((limit, f"{architecture.macs:,}", f"{log_probability:.4f}", " ".join(architecture.operators)))
+    print(f"{output}: {len(derived)} of {search.path}")
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for *numbers, operators in rows:
+        print("  ".join([*(text.rjust(width) for text, width in zip(numbers, widths, strict=True)), operators]))
+
+
+def _limits(given: str) -> list[int]:
+    """Parse ``5e5,1e6`` or ``[5e5,1e6]``; limits are whole numbers, since MACs are."""
+    try:
+        limits = [int(float(part)) for part in given.strip().removeprefix("[").removesuffix("]").split(",")]
+    except (ValueError, OverflowError):
+        limits = []
+    if not limits:
+        raise SettingError(f"--target_macs: {given!r} is not a list of numbers; write them as 5e5,1e6.")
+    return list(dict.fromkeys(limits))
+
+
+def _supernet(search: SearchResult) -> Supernet:
+    """Build the search's supernet, with its alpha and fresh weights."""
+    supernet = Supernet(search.plan, search.card.frame_shape)
+    with torch.no_grad():
+        supernet.alpha_logits.copy_(torch.from_numpy(search.log_alpha))
+    return supernet
+
+
+def _derived(supernet: Supernet, card: AgentCard, target: int | None) -> Architecture:
+    """Derive the most probable network within ``target`` MACs, or the paper's argmax.
+
+    Raises:
+        SettingError: the cheapest network costs more.
+    """
+    cheapest, _ = supernet.macs_range()
+    if target is not None and target < cheapest:
+        raise SettingError(
+            f"--target_macs: {target:,} is less than the cheapest network of this search costs ({cheapest:,}); give at "
+            f"least {cheapest:,}."
+        )
+    rule: Derivation = Argmax() if target is None else MaxAlphaUnderMacs(target)
+    supernet.derivation = rule
+    return supernet.derive(card.game, str((card.architecture or {}).get("teacher", "")), card.env_steps)

@@ -1,0 +1,156 @@
+"""Overlays that fit every stage: one file whose ``per_model`` part holds what only some of the modules take.
+
+LightningCLI merges ``--config A --config B`` and refuses a key that the chosen model lacks, so a file such as
+``laptop.yaml`` could not shrink the supernet *and* serve the teacher. Here the part under the model's name is merged
+over the rest of its file before LightningCLI sees it.
+"""
+
+import copy
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from a2d_lightning.cli.callback_settings import changed_callbacks, from_arguments
+from a2d_lightning.runtime.errors import SettingError
+
+PER_MODEL = "per_model"
+
+STAGES = ("TeacherModule", "SearchModule", "AgentModule", "RandomModule")
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses keys that are given twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping as SafeLoader does."""
+        keys = [(key.value, key.start_mark) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, (key, mark) in enumerate(keys):
+            if key != "<<" and key in [earlier for earlier, _ in keys[:i]]:
+                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice", problem_mark=mark)
+        return super().construct_mapping(node, deep)
+
+
+def expand_overlays(args: list[str]) -> list[str]:
+    """Command line arguments with each overlay replaced by its content for the model that the arguments choose.
+
+    Raises:
+        SettingError: a config file is missing, not YAML or before its stage, or its ``per_model`` is no mapping.
+    """
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else (arg,))]
+    args, of_callbacks = from_arguments(args)
+    places = [i for i, arg in enumerate(args) if arg in ("--config", "-c") and i + 1 < len(args)]
+    contents = {i: _read(args[i + 1]) for i in places}
+    model = _model_name(args, list(contents.values()))
+    _check_order([(args[i + 1], content) for i, content in contents.items()])
+    for_model = [
+        _for_model(content, model, args[i + 1]) if PER_MODEL in content else content for i, content in contents.items()
+    ]
+    if of_callbacks:
+        for_model.append({"trainer": {"callbacks": of_callbacks}})
+        last = places[-1] + 2 if places else 1
+        args[last:last] = ["--config", ""]
+        places.append(last)
+    for i, content in zip(places, changed_callbacks(for_model), strict=True):
+        if content is not contents.get(i):
+            args[i + 1] = json.dumps(content)
+    return args
+
+
+def _check_order(configs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse an overlay before the stage that it changes, which would replace the overlay's settings."""
+    overlay = None
+    for path, content in configs:
+        model = content.get("model")
+        if overlay is not None and isinstance(model, dict) and "class_path" in model:
+            raise SettingError(f"--config: {overlay} is an overlay and comes before {path}; give it after the stage.")
+        if PER_MODEL in content:
+            overlay = path
+
+
+def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
+    """Return what several config files say together for the model that they choose, later files over earlier ones.
+
+    Raises:
+        SettingError: as :func:`expand_overlays`.
+    """
+    contents = [_read(path) for path in paths]
+    model = _model_name([], contents)
+    for_model = [
+        _for_model(content, model, path) if PER_MODEL in content else content
+        for path, content in zip(paths, contents, strict=True)
+    ]
+    merged: dict[str, Any] = {}
+    for content in changed_callbacks(for_model):
+        merged = _merged(merged, content)
+    return merged
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
+    except UnicodeDecodeError as error:
+        raise SettingError(f"--config: {path!r} is not YAML ({error}).") from error
+    except OSError as error:
+        raise SettingError(
+            f"--config: {path!r} cannot be read ({error.strerror}); the stages lie in configs/."
+        ) from error
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise SettingError(f"--config: {path!r} is not YAML: {where}") from error
+    if not isinstance(content, dict):
+        raise SettingError(f"--config: {path!r} holds no settings.")
+    return content
+
+
+def _model_name(args: list[str], contents: list[dict[str, Any]]) -> str:
+    name = ""
+    for content in contents:
+        model = content.get("model")
+        if isinstance(model, dict):
+            name = str(model.get("class_path", name))
+    for i, arg in enumerate(args):
+        if arg == "--model" and i + 1 < len(args):
+            name = args[i + 1]
+        elif arg.startswith("--model="):
+            name = arg.removeprefix("--model=")
+    return name
+
+
+def _lineage(class_path: str) -> list[str]:
+    """Return the names of a class and its bases, in the order of method resolution."""
+    module, _, name = class_path.rpartition(".")
+    if not module:
+        return [name]
+    try:
+        return [kind.__name__ for kind in getattr(importlib.import_module(module), name).__mro__]
+    except (ImportError, AttributeError):
+        return [name]  # LightningCLI reports the error
+
+
+def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]:
+    common = {key: value for key, value in content.items() if key != PER_MODEL}
+    parts = content[PER_MODEL]
+    if not isinstance(parts, dict):
+        raise SettingError(f"--config: {path!r}: {PER_MODEL} must map names of modules to settings, not {parts!r}.")
+    lineage = _lineage(model)
+    if unknown := [name for name in parts if name not in (*STAGES, *lineage)]:
+        raise SettingError(
+            f"--config: {path!r}: {PER_MODEL}.{unknown[0]}: there is no such module; there are {', '.join(STAGES)}."
+        )
+    nearest = next((name for name in lineage if name in parts), model)
+    own = parts.get(nearest) or {}
+    if not isinstance(own, dict):
+        raise SettingError(f"--config: {path!r}: {PER_MODEL}.{nearest} must hold settings, not {own!r}.")
+    return _merged(common, own)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = copy.deepcopy(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

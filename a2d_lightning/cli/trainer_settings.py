@@ -1,0 +1,62 @@
+"""Settings and callbacks of Lightning's Trainer that have no meaning here, refused before anything starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+from a2d_lightning.runtime.errors import SettingError
+
+TRAINS_NOTHING = "trains nothing; a run's budget is data.total_env_steps."
+
+REFUSED_VALUES = {
+    "max_epochs": (0, TRAINS_NOTHING),
+    "max_steps": (0, TRAINS_NOTHING),
+    "limit_train_batches": (0, TRAINS_NOTHING),
+    "barebones": (True, "takes away metrics and checkpoints; leave it out."),
+}
+"""By the setting's name, the value and the reason."""
+
+SWITCHES = {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}
+"""Settings that say whether there are callbacks of a kind."""
+
+REFUSED_CALLBACKS = {
+    "BaseFinetuning": "agents are trained whole, with one learning rate.",
+    "BatchSizeFinder": "a batch is a rollout; set data.num_envs and data.rollout_length.",
+    "GradientAccumulationScheduler": "an update uses a whole rollout; raise data.num_envs.",
+    "LearningRateFinder": "a rate that a short run finds says little about a policy; set model.optimizer.lr.",
+    "ModelPruning": "weights that are zero are multiplied all the same; search a smaller network.",
+    "SpikeDetection": "losses are watched by model.on_nan and model.gradient_clip_norm.",
+    "ThroughputMonitor": "callbacks.EnvStepsProgress counts environment steps per second.",
+}
+"""Lightning's, by their names, and the reason."""
+
+
+def check_trainer(asked: Mapping[str, Any], trains: bool) -> None:
+    """Check what the user asks the Trainer for.
+
+    Args:
+        asked: the configuration's section ``trainer``, with callbacks as objects.
+        trains: whether the command is ``fit``.
+
+    Raises:
+        SettingError: a value or a callback has no meaning here.
+    """
+    for name, (value, reason) in REFUSED_VALUES.items():
+        given = asked.get(name)
+        if trains and given is not None and given == value and isinstance(given, bool) == isinstance(value, bool):
+            raise SettingError(f"trainer.{name}: {value} {reason}")
+    if (asked.get("accumulate_grad_batches") or 1) > 1:
+        raise SettingError(
+            f"trainer.accumulate_grad_batches: {REFUSED_CALLBACKS['GradientAccumulationScheduler']}",
+        )
+    callbacks = asked.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        for name, kind_switched in SWITCHES.items():
+            if asked.get(name) is False and isinstance(callback, kind_switched):
+                raise SettingError(
+                    f"trainer.{name}: False, but trainer.callbacks has {type(callback).__name__}; take it out instead."
+                )
+        for kind in type(callback).__mro__:
+            if kind.__name__ in REFUSED_CALLBACKS and kind.__module__.startswith("lightning."):
+                raise SettingError(f"trainer.callbacks: {kind.__name__}: {REFUSED_CALLBACKS[kind.__name__]}")

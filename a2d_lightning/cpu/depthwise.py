@@ -1,0 +1,84 @@
+"""5x5 depthwise convolutions with a quicker gradient of their weights on CPUs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from a2d_lightning.cpu.kernels import are_plain, kernels
+
+KERNEL = 5
+
+_LANES = 8
+
+
+class DepthwiseConv5x5(nn.Conv2d):
+    """``nn.Conv2d`` of one 5x5 kernel a channel, without bias (see :func:`~a2d_lightning.cpu.accelerate.accelerate`).
+
+    Own code: oneDNN's kernel for the gradient of depthwise weights is up to ten times slower from a width of 4 on than
+    at 3, whatever the height (docs/notes.md). Where ours was not built, or does not fit, it is torch's own convolution.
+    """
+
+    @staticmethod
+    def replaces(layer: nn.Conv2d) -> bool:
+        """Return whether ``layer`` is of this kind."""
+        return (
+            layer.kernel_size == (KERNEL, KERNEL)
+            and layer.stride[0] == layer.stride[1]
+            and layer.padding == (KERNEL // 2, KERNEL // 2)
+            and layer.dilation == (1, 1)
+            and layer.padding_mode == "zeros"
+            and layer.groups == layer.in_channels == layer.out_channels
+            and layer.bias is None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of ``[B, channels, h, w]``."""
+        if not self._fits(x):
+            return super().forward(x)
+        out: Tensor = _Convolution.apply(x, self.weight, self.stride[0])
+        return out
+
+    def _fits(self, x: Tensor) -> bool:
+        return (
+            torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and x.dtype == self.weight.dtype == torch.float32
+            and are_plain(x, self.weight)
+            and self.out_channels % _LANES == 0
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and not torch.is_autocast_enabled("cpu")
+            and kernels() is not None
+        )
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        return nn.functional.conv2d(x, weight, None, stride, KERNEL // 2, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        again = torch.is_grad_enabled()  # derivatives of this gradient are asked for
+        wanted = [ctx.needs_input_grad[0], again, False]
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [ctx.stride] * 2, [KERNEL // 2] * 2, [1, 1], False, [0, 0], len(weight), wanted
+        )
+        return of_x, of_weight if again else _of_weight(x, gradient, ctx.stride), None
+
+
+def _of_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
+    """The gradient of the weights, ``[C, 1, 5, 5]``; all are channels_last."""
+    images, channels, height, width = x.shape
+    out = torch.empty(channels, 1, KERNEL, KERNEL)
+    run = kernels()
+    assert run is not None
+    run.depthwise_of_weight(
+        x.numel(), images, height, width, channels, *gradient.shape[2:], stride, x.data_ptr(), gradient.data_ptr(),
+        out.data_ptr(),
+    )  # fmt: skip
+    return out

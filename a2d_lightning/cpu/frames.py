@@ -1,0 +1,23 @@
+"""Frames of bytes as the networks' input: floats in [0, 1] in channels_last, in one pass on CPUs."""
+
+import torch
+from torch import Tensor
+
+from a2d_lightning.cpu.kernels import are_plain, kernels
+
+
+def unit_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """``pixels / 255`` in channels_last; on CPUs by a kernel (:mod:`a2d_lightning.cpu.kernels`), to the same bits.
+
+    Args:
+        pixels: uint8 ``[B, stack, h, w]``.
+        dtype: of the result.
+    """
+    fits = pixels.dtype == torch.uint8 and dtype == torch.float32 and are_plain(pixels) and pixels.is_contiguous()
+    run = kernels() if fits else None
+    if run is None:
+        return pixels.to(dtype, memory_format=torch.channels_last) / 255.0
+    out = torch.empty(pixels.shape, dtype=dtype, memory_format=torch.channels_last)
+    images, stack, height, width = pixels.shape
+    run.unit_frames(out.numel(), images, stack, height * width, pixels.data_ptr(), out.data_ptr())
+    return out

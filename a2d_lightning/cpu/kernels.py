@@ -1,0 +1,113 @@
+"""Kernels in C for what torch has none or a slow one of on CPUs, on torch's own threads.
+
+They are built at installation where there is a C compiler; without one torch computes the same, slower. Own code where
+profiles of the search and of training asked for it (benchmarks/README.md).
+"""
+
+import ctypes
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from a2d_lightning.cpu.openmp_threads import gcc_openmp
+
+SWITCH = "A2D_NATIVE"
+"""Environment variable; ``0`` leaves every computation to torch."""
+
+SMALL = 2**14
+"""Elements of a tensor that one thread works on."""
+
+_POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
+
+
+_TYPES = (Tensor, torch.nn.Parameter)
+
+
+class Kernels:
+    """The library's functions. Each takes its tensors' elements, which decide on the number of threads, then what the
+    function in C takes after those: numbers, and addresses of tensors.
+
+    Args:
+        library: as built.
+        openmp: that torch runs on.
+
+    Raises:
+        AttributeError: a library of another release.
+    """
+
+    def __init__(self, library: ctypes.CDLL, openmp: ctypes.CDLL) -> None:
+        self._library = library
+        library.a2d_use_openmp(*[ctypes.cast(f, _POINTER) for f in (openmp.GOMP_parallel, openmp.omp_get_thread_num)])
+        self.batch_norm = self._function("batch_norm", _LONG, _LONG, _INT, _DOUBLE, _DOUBLE, *[_POINTER] * 7)
+        self.batch_norm_backward = self._function("batch_norm_backward", _LONG, _LONG, _INT, *[_POINTER] * 7)
+        self.depthwise_of_weight = self._function("depthwise_of_weight", *[_LONG] * 7, *[_POINTER] * 3)
+        self.rmsprop = self._function("rmsprop", _LONG, _LONG, *[_DOUBLE] * 3, *[_POINTER] * 4)
+        self.unit_frames = self._function("unit_frames", *[_LONG] * 3, *[_POINTER] * 2)
+        self.weighted_sum = self._function("weighted_sum", _LONG, _LONG, *[_POINTER] * 3)
+        self.weighted_sum_backward = self._function("weighted_sum_backward", _LONG, _LONG, *[_POINTER] * 5)
+
+    def _function(self, name: str, *arguments: Any) -> Callable[..., None]:
+        function = self._library[f"a2d_{name}"]
+        function.argtypes = [ctypes.c_uint, *arguments]
+
+        def call(elements: int, *values: Any) -> None:
+            if function(torch.get_num_threads() if elements > SMALL else 1, *values):
+                raise MemoryError(f"{name} of {elements} elements")
+
+        return call
+
+
+def addresses(tensors: Sequence[Tensor]) -> Any:
+    """What a function in C takes as an array of tensors."""
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def sizes(tensors: Sequence[Tensor]) -> Any:
+    """Their elements, as an array in C."""
+    return (ctypes.c_long * len(tensors))(*[tensor.numel() for tensor in tensors])
+
+
+def are_plain(*tensors: Tensor) -> bool:
+    """Return whether kernels may be used: all tensors are plain ones on the CPU, and no operation is recorded.
+
+    Tracing, compiling, exporting and functorch's transforms record torch's operations. A kernel's writes are not among
+    these and would be missing from the result.
+    """
+    for tensor in tensors:  # this is asked for every layer; generators cost twice as much
+        if type(tensor) not in _TYPES or not tensor.is_cpu:
+            return False
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+        or (torch._C._len_torch_dispatch_stack() > 0 and get_proxy_mode() is not None)
+    )
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """Return the library, if it was built, torch runs on GCC's OpenMP and :data:`SWITCH` is not ``0``."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    found = importlib.util.find_spec("a2d_lightning.cpu._kernels")
+    openmp = gcc_openmp()
+    if found is None or found.origin is None or openmp is None:
+        return None
+    try:
+        return Kernels(ctypes.CDLL(found.origin), openmp)
+    except (OSError, AttributeError) as error:
+        warnings.warn(
+            f"a2d_lightning's kernels in C cannot be used ({error}): install the package again; until then torch "
+            "computes the same, slower.",
+            stacklevel=2,
+        )
+        return None

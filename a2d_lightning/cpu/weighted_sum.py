@@ -1,0 +1,73 @@
+"""Eq. 10's sum, in one pass on CPUs: term after term it reads and writes the sum nine times."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from a2d_lightning.cpu.kernels import Kernels, addresses, are_plain, kernels
+
+
+def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """sum_i y_i O_i, one kernel for float32 on CPUs where there is one (:mod:`a2d_lightning.cpu.kernels`).
+
+    Args:
+        weights: y, ``[terms]``, or ``[B, terms]`` for one mixture per frame.
+        terms: O_i, of one shape.
+    """
+    first = terms[0]
+    fits = (
+        weights.ndim == 1
+        and weights.dtype == torch.float32
+        and all(term.dtype == torch.float32 for term in terms)
+        and are_plain(weights, *terms)
+        and first.is_contiguous(memory_format=torch.channels_last)
+        and all(term.stride() == first.stride() and term.shape == first.shape for term in terms)
+    )
+    run = kernels() if fits else None
+    if run is None:
+        return _term_by_term(weights, terms)
+    if torch.is_grad_enabled():
+        out: Tensor = _WeightedSum.apply(run, weights, *terms)
+        return out
+    return _forward(run, weights.contiguous(), terms)
+
+
+def _term_by_term(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    first, *others = weights.unbind(-1) if weights.ndim == 1 else weights[..., None, None, None].unbind(1)
+    out = first * terms[0]
+    for weight, term in zip(others, terms[1:], strict=True):
+        # addcmul spares the full-size product that a sum of products would write and read again
+        out = torch.addcmul(out, weight, term)
+    return out
+
+
+def _forward(run: Kernels, weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    out = torch.empty_like(terms[0])
+    elements = out.numel()
+    run.weighted_sum(elements, elements, len(terms), weights.data_ptr(), addresses(terms), out.data_ptr())
+    return out
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Kernels, weights: Tensor, *terms: Tensor) -> Tensor:
+        weights = weights.contiguous()
+        ctx.run = run
+        ctx.save_for_backward(weights, *terms)
+        return _forward(run, weights, terms)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *terms = ctx.saved_tensors
+        if torch.is_grad_enabled():  # derivatives of this gradient are asked for
+            of_weights = torch.stack([(gradient * term).sum() for term in terms])
+            return None, of_weights, *[weight * gradient for weight in weights]
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_weights, of_terms = torch.empty_like(weights), [torch.empty_like(term) for term in terms]
+        ctx.run.weighted_sum_backward(
+            gradient.numel(), gradient.numel(), len(terms), weights.data_ptr(), addresses(terms),
+            gradient.data_ptr(), of_weights.data_ptr(), addresses(of_terms),
+        )  # fmt: skip
+        return None, of_weights, *of_terms

@@ -1,0 +1,1 @@
+"""Networks: hand-made backbones (App. C), the agent with two heads, normalization, MACs."""

@@ -1,0 +1,78 @@
+"""Layers of hand-made and searched networks (App. C, App. D), and the shape of an observation."""
+
+import torch
+from torch import Tensor, nn
+
+FrameShape = tuple[int, int, int]
+"""(stack, height, width) of an observation."""
+
+
+def conv(in_channels: int, out_channels: int, stride: int, kernel: int) -> nn.Module:
+    """Standard convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class InvertedResidual(nn.Module):
+    """FBNet's block: 1x1 to ``expansion`` times the channels, depthwise, 1x1 back; residual where shapes agree."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, hidden, kernel, stride, kernel // 2, groups=hidden, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+def skip(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """Identity; where the shape changes, average pool and a 1x1 projection with batch norm (its MACs count)."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    # without padding count_include_pad changes nothing, but Inductor's gradient is wrong with it (pytorch issue 198119)
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    return nn.Sequential(
+        pool if stride > 1 else nn.Identity(),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, post-activation (He et al. 2016); 1x1 conv + BN where the shape changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def pooled_features(channels: int) -> list[nn.Module]:
+    """The end of every ResNet-like backbone: global average pool, FC to 256, ReLU."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 256), nn.ReLU(inplace=True)]

@@ -1,0 +1,191 @@
+"""Hand-made backbones (App. C) and the two-headed agent. Every agent is one shared backbone, an actor and a critic."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from a2d_lightning.cpu.accelerate import accelerate
+from a2d_lightning.cpu.frames import unit_frames
+from a2d_lightning.models.layers import BasicBlock, FrameShape, pooled_features
+from a2d_lightning.runtime.errors import SettingError
+
+
+def resnet(frame_shape: FrameShape, blocks_per_group: int, channels: Sequence[int] = (16, 32, 64)) -> nn.Sequential:
+    """The CIFAR ResNet with a first convolution of stride 2 and a last FC to 256 (App. C)."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(frame_shape[0], channels[0], 3, 2, 1, bias=False),
+        nn.BatchNorm2d(channels[0]),
+        nn.ReLU(inplace=True),
+    ]
+    in_channels = channels[0]
+    for group, out_channels in enumerate(channels):
+        for block in range(blocks_per_group):
+            stride = 2 if group > 0 and block == 0 else 1
+            layers.append(BasicBlock(in_channels, out_channels, stride))
+            in_channels = out_channels
+    return nn.Sequential(*layers, *pooled_features(in_channels))
+
+
+def vanilla(frame_shape: FrameShape) -> nn.Sequential:
+    """The DQN network of Mnih et al. 2015."""
+    body = nn.Sequential(
+        nn.Conv2d(frame_shape[0], 32, 8, 4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 64, 4, 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 64, 3, 1),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+    )
+    features = _num_features(body, frame_shape, "vanilla")
+    return nn.Sequential(*body, nn.Linear(features, 512), nn.ReLU(inplace=True))
+
+
+def four_conv(frame_shape: FrameShape) -> nn.Sequential:
+    """Four 3x3 convolutions of stride 2 and 32 channels, FC 256 (universe-starter-agent; made for 42x42 frames).
+
+    Not of the paper: small and fast enough that PPO trains it to play on two cores.
+    """
+    body: list[nn.Module] = []
+    in_channels = frame_shape[0]
+    for _ in range(4):
+        body += [nn.Conv2d(in_channels, 32, 3, 2, 1), nn.ReLU(inplace=True)]
+        in_channels = 32
+    body.append(nn.Flatten())
+    features = _num_features(nn.Sequential(*body), frame_shape, "four_conv")
+    return nn.Sequential(*body, nn.Linear(features, 256), nn.ReLU(inplace=True))
+
+
+def two_conv(frame_shape: FrameShape) -> nn.Sequential:
+    """Two 3x3 convolutions of 32 channels, the second of stride 2, and FC 256, for the 10x10 images of MinAtar.
+
+    Not of the paper: after Young and Tian 2019, who use one convolution of 16 channels and FC 128.
+    """
+    body = nn.Sequential(
+        nn.Conv2d(frame_shape[0], 32, 3, 1, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 32, 3, 2, 1),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+    )
+    features = _num_features(body, frame_shape, "two_conv")
+    return nn.Sequential(*body, nn.Linear(features, 256), nn.ReLU(inplace=True))
+
+
+BACKBONES: dict[str, Callable[[FrameShape], nn.Module]] = {
+    "vanilla": vanilla,
+    "resnet14": lambda shape: resnet(shape, 2),
+    "resnet20": lambda shape: resnet(shape, 3),
+    "resnet38": lambda shape: resnet(shape, 6),
+    "resnet74": lambda shape: resnet(shape, 12),
+    "four_conv": four_conv,
+    "two_conv": two_conv,
+}
+
+
+def make_backbone(network: str, frame_shape: FrameShape) -> nn.Module:
+    """The hand-made backbone called ``network`` for observations of ``frame_shape``.
+
+    Raises:
+        SettingError: no such network, or the frames are too small for it.
+    """
+    if network not in BACKBONES:
+        raise SettingError(f"model.network: there is no {network!r}; choose one of {', '.join(BACKBONES)}.")
+    return BACKBONES[network](frame_shape)
+
+
+class ActorCritic(nn.Module):
+    """Backbone + actor (logits) + critic (scalar), the paper's agent.
+
+    ``forward`` takes pixels uint8 ``[B, stack, k h, k w]`` and returns logits ``[B, actions]`` and values ``[B]``.
+    Frames k times its own size are averaged down first: the emulators' frames are means over areas, and the mean of
+    k x k pixels of such a frame is the k times smaller frame, up to rounding.
+
+    Args:
+        backbone: float ``[B, stack, h, w]`` in [0, 1] to features ``[B, F]``.
+        frame_shape: (stack, height, width) of its own frames.
+        num_actions: width of the actor's output.
+    """
+
+    def __init__(self, backbone: nn.Module, frame_shape: FrameShape, num_actions: int) -> None:
+        super().__init__()
+        features = _num_features(backbone, frame_shape, "backbone")
+        self.backbone = accelerate(backbone)
+        self.actor = nn.Linear(features, num_actions)
+        self.critic = nn.Linear(features, 1)
+        self.frame_shape = frame_shape
+        self.num_actions = num_actions
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    autocast_dtype: torch.dtype | None = None
+    """Lower precision of convolutions and dense layers, where asked; logits and values are float32 all the same."""
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.autocast_dtype is None:
+            return self._forward(pixels)
+        # without the cache, which would keep the weights of before an update for the next minibatch's forward
+        with torch.autocast(pixels.device.type, self.autocast_dtype, cache_enabled=False):
+            logits, values = self._forward(pixels)
+        return logits.float(), values.float()
+
+    def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = next(self.parameters()).dtype
+        times = pixels.shape[-1] // self.frame_shape[-1]
+        if times == 1:
+            frames = unit_frames(pixels, dtype)
+        else:
+            frames = F.avg_pool2d(pixels.to(dtype, memory_format=torch.channels_last), times).round() / 255.0
+        features = self.backbone(frames)
+        return self.actor(features), self.critic(features)[:, 0]
+
+
+def initialize(agent: ActorCritic) -> ActorCritic:
+    """Orthogonal weights (gain sqrt 2), a nearly uniform first policy (gain 0.01) and zero biases, as A2C and PPO use.
+
+    Batch norm keeps its defaults.
+    """
+    for layer in agent.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            gain = 0.01 if layer is agent.actor else 1.0 if layer is agent.critic else 2**0.5
+            # orthogonal_ refuses channels_last weights, so it fills a contiguous copy
+            layer.weight.data.copy_(nn.init.orthogonal_(torch.empty(layer.weight.shape), gain))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return agent
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of weights, buffers not counted."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def scaled_frame_shape(frame_shape: FrameShape, size: int | None) -> FrameShape:
+    """The shape of an agent's own frames, ``size`` x ``size``, where it is shown ``frame_shape``; absent: as shown.
+
+    Raises:
+        SettingError: what it is shown is no whole multiple.
+    """
+    if size is None:
+        return frame_shape
+    stack, height, width = frame_shape
+    if size <= 0 or height % size or width % size or height != width:
+        raise SettingError(
+            f"model.agent_frame_size: frames of {height}x{width} cannot be averaged down to {size}x{size}; "
+            "data.frames.size must be a multiple of it."
+        )
+    return stack, size, size
+
+
+def _num_features(backbone: nn.Module, frame_shape: FrameShape, name: str) -> int:
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            return backbone.eval()(torch.zeros(1, *frame_shape)).shape[1]
+    except RuntimeError as error:
+        raise SettingError(
+            f"data.frames.size: frames of {frame_shape[1]}x{frame_shape[2]} are too small for {name}; use larger ones."
+        ) from error
+    finally:
+        backbone.train(training)

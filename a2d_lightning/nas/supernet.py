@@ -1,0 +1,256 @@
+"""The supernet (Sec. 4.4): alpha, tau, the Gumbel draw, the mixed forward, its MACs, derive()."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from a2d_lightning.models.layers import FrameShape
+from a2d_lightning.models.normalization import forgotten_statistics
+from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.derivation import Argmax, Derivation
+from a2d_lightning.nas.sampling import Sampling, SoftSum
+from a2d_lightning.nas.search_space import OPERATORS, Cell, Plan, operator_macs
+
+OPERATOR_NAMES = tuple(OPERATORS)
+
+
+class MixedCell(nn.Module):
+    """All nine operators of one cell."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.operators = nn.ModuleList(
+            build(cell.in_channels, cell.out_channels, cell.stride) for build in OPERATORS.values()
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a rollout was acted under, to update on it under the same."""
+
+    gumbel: Tensor  # g, float [cells, operators], or [B, cells, operators] of one draw per frame
+    tau: Tensor  # scalar
+    ranking: Tensor  # int64 [cells, operators], operators by falling log alpha + g as alpha was then
+
+
+@dataclass(frozen=True)
+class DrawMacs:
+    """Multiply-accumulates of the supernet's backbone for one frame."""
+
+    acting: int
+    forward: int
+    """Of an update."""
+    backward: int
+    """Of an update: the gradients of weights and of inputs, each as much as the forward of what has a backward, and
+    what is computed again for them."""
+
+
+class Supernet(nn.Module):
+    """A backbone whose cells mix their operators by a draw.
+
+    ``alpha_logits`` is float ``[cells, operators]``; the paper's alpha is its softmax, so that log alpha is its
+    log_softmax. ``gumbel`` is the noise g of the current draw, ``ranking`` what it samples and ``tau`` the temperature;
+    all are buffers, so that a checkpoint resumes with the draw it was made under. In evaluation mode there is no noise.
+
+    Args:
+        plan: groups, cells and channels.
+        frame_shape: (stack, height, width).
+        sampling: what a draw computes.
+        recompute_activations: keep only the cells' inputs for the backward and compute each cell again in it.
+        derivation: rule by which :meth:`derive` chooses the operators; the highest alpha of each cell if absent.
+    """
+
+    gumbel: Tensor
+    tau: Tensor
+    ranking: Tensor
+    macs_table: Tensor
+
+    def __init__(
+        self,
+        plan: Plan,
+        frame_shape: FrameShape,
+        sampling: Sampling | None = None,
+        recompute_activations: bool = False,
+        derivation: Derivation | None = None,
+    ) -> None:
+        super().__init__()
+        self.recompute_activations = recompute_activations
+        self.plan = plan
+        self.frame_shape = frame_shape
+        self.sampling = sampling or SoftSum()
+        self.derivation = derivation or Argmax()
+        cells = [MixedCell(cell) for cell in plan.cells()]
+        self.body = plan.assemble(frame_shape[0], cells)
+        self.alpha_logits = nn.Parameter(torch.zeros(len(cells), len(OPERATOR_NAMES)))
+        self.register_buffer("gumbel", torch.zeros_like(self.alpha_logits))
+        self.register_buffer("tau", torch.tensor(5.0))
+        self.register_buffer("ranking", torch.arange(len(OPERATOR_NAMES)).repeat(len(cells), 1))
+        table, self.fixed_macs = operator_macs(plan, frame_shape)
+        self.exact_macs = table.long()
+        self.register_buffer("macs_table", table.float(), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames float ``[B, stack, h, w]`` to features ``[B, 256]``."""
+        weights, ranking = self.weights(), self.current_ranking().tolist()
+        first = next(position for position, layer in enumerate(self.body) if isinstance(layer, MixedCell))
+        x = self.body[:first](frames)
+        for cell, its_weights, its_ranking in zip(self.cells, weights.unbind(-2), ranking, strict=True):
+            x = self._mixed(cell, x, its_weights, its_ranking)
+        features: Tensor = self.body[first + len(ranking) :](x)
+        return features
+
+    def _mixed(self, cell: MixedCell, x: Tensor, weights: Tensor, ranking: list[int]) -> Tensor:
+        if not (self.recompute_activations and torch.is_grad_enabled()):
+            return self.sampling.mix(cell.operators, x, weights, ranking)
+        return checkpoint(
+            self.sampling.mix,
+            cell.operators,
+            x,
+            weights,
+            ranking,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), forgotten_statistics(cell)),
+        )
+
+    def weights(self) -> Tensor:
+        """The weights of the operators' outputs under the current draw, of the shape of :meth:`mixture`."""
+        return self.sampling.weights(self.mixture(), self.current_ranking())
+
+    def mixture(self) -> Tensor:
+        """Eq. 11: y = GS(alpha) = softmax((log alpha + g) / tau), differentiable.
+
+        Float ``[cells, operators]``, or ``[B, cells, operators]`` under a draw for each frame.
+        """
+        noise = self.gumbel if self.training else torch.zeros_like(self.gumbel)
+        return F.softmax((self.log_alpha() + noise) / self.tau, dim=-1)
+
+    def current_ranking(self) -> Tensor:
+        """Operators of each cell, the sampled one first: the draw's, or by alpha in evaluation mode."""
+        return self.ranking if self.training else self.alpha_logits.argsort(dim=-1, descending=True, stable=True)
+
+    def log_alpha(self) -> Tensor:
+        """log alpha, float ``[cells, operators]``."""
+        return F.log_softmax(self.alpha_logits, dim=-1)
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Draws g ~ Gumbel(0, 1) for the next rollout: acting and updating on it use this one draw.
+
+        What it samples stays, too, while updates move alpha: a policy that is updated several times on a rollout keeps
+        its path.
+
+        Args:
+            generator: on the CPU and seeded alike on all ranks, so that they mix alike.
+        """
+        self.gumbel.copy_(self.new_gumbel(generator))
+        self.ranking.copy_((self.alpha_logits + self.gumbel).argsort(dim=-1, descending=True, stable=True))
+
+    def new_gumbel(self, generator: torch.Generator, *frames: int) -> Tensor:
+        """Sample g ~ Gumbel(0, 1), float ``[*frames, cells, operators]``."""
+        uniform = torch.rand(*frames, *self.alpha_logits.shape, generator=generator, dtype=torch.float64)
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-12)))
+        return gumbel.to(self.alpha_logits.device, self.alpha_logits.dtype)
+
+    def current_draw(self) -> Draw:
+        """The draw as it is now."""
+        return Draw(self.gumbel.clone(), self.tau.clone(), self.ranking.clone())
+
+    @contextmanager
+    def under(self, draw: Draw) -> Iterator[None]:
+        """Inside, ``draw`` is the current draw."""
+        kept = self.gumbel, self.tau, self.ranking
+        self.gumbel, self.tau, self.ranking = draw.gumbel, draw.tau, draw.ranking
+        try:
+            yield
+        finally:
+            self.gumbel, self.tau, self.ranking = kept
+
+    def draw_macs(self) -> DrawMacs:
+        """What the current draw costs."""
+        ranked = self.exact_macs.gather(1, self.ranking.cpu())  # [cells, operators]
+        computed = self.sampling.computed
+        # the stem comes first and gets no gradient of its input
+        stem = self.fixed_macs - self.plan.channels[-1] * 256
+        forward = int(ranked[:, : computed.forward].sum())
+        backward = 2 * (int(ranked[:, : computed.backward].sum()) + self.fixed_macs) - stem
+        return DrawMacs(
+            acting=int(ranked[:, : computed.acting].sum()) + self.fixed_macs,
+            forward=forward + self.fixed_macs,
+            backward=backward + (forward if self.recompute_activations else 0),
+        )
+
+    def evaluation_macs(self) -> int:
+        """Compute the MACs of one observation in evaluation, where operators are ranked without noise."""
+        ranked = self.exact_macs.gather(1, self.alpha_logits.argsort(dim=-1, descending=True, stable=True).cpu())
+        return int(ranked[:, : self.sampling.computed.acting].sum()) + self.fixed_macs
+
+    @property
+    def cells(self) -> list[MixedCell]:
+        """The searchable cells from input to output."""
+        return [layer for layer in self.body if isinstance(layer, MixedCell)]
+
+    def macs_range(self) -> tuple[int, int]:
+        """MACs of the cheapest and of the most expensive network in the search space."""
+        cheapest, dearest = self.exact_macs.amin(1).sum(), self.exact_macs.amax(1).sum()
+        return int(cheapest) + self.fixed_macs, int(dearest) + self.fixed_macs
+
+    def argmax_macs(self) -> int:
+        """Compute the MACs of the network that has the operator with the highest alpha in each cell."""
+        return self._network_macs(self.alpha_logits.argmax(-1).cpu())
+
+    def derived_macs(self) -> int:
+        """Compute the MACs of the network that :meth:`derive` gives now."""
+        return self._network_macs(self.derived_operators())
+
+    def _network_macs(self, operators: Tensor) -> int:
+        return int(self.exact_macs.gather(1, operators[:, None]).sum()) + self.fixed_macs
+
+    @torch.no_grad()
+    def derived_operators(self) -> Tensor:
+        """Choose an operator for each cell by the rule ``derivation``: int64 ``[cells]``, on the CPU.
+
+        Raises:
+            SettingError: no network meets the limit of the rule.
+        """
+        log_alpha = F.log_softmax(self.alpha_logits.double().cpu(), dim=-1)
+        return self.derivation.choose(log_alpha, self.exact_macs, self.fixed_macs)
+
+    def derive(self, game: str = "", teacher: str = "", env_steps: int = 0) -> Architecture:
+        """Give the network of :meth:`derived_operators`."""
+        chosen = self.derived_operators()
+        operators = tuple(OPERATOR_NAMES[i] for i in chosen.tolist())
+        parameters = sum(p.numel() for layer in self.layers_of(operators) for p in layer.parameters())
+        return Architecture(
+            operators=operators,
+            plan=self.plan,
+            frame_shape=self.frame_shape,
+            macs=self._network_macs(chosen),
+            parameters=parameters,
+            game=game,
+            teacher=teacher,
+            env_steps=env_steps,
+        )
+
+    def layers_of(self, operators: Sequence[str]) -> list[nn.Module]:
+        """The supernet's own layers, with each cell replaced by one of its operators.
+
+        Args:
+            operators: a name for each cell.
+        """
+        names = iter(operators)
+        return [
+            layer.operators[OPERATOR_NAMES.index(next(names))] if isinstance(layer, MixedCell) else layer
+            for layer in self.body
+        ]
+
+
+def inherit_weights(backbone: nn.Sequential, supernet: Supernet, operators: Sequence[str]) -> None:
+    """Copies into a derived backbone the weights that its layers have in the supernet."""
+    for layer, source in zip(backbone, supernet.layers_of(operators), strict=True):
+        layer.load_state_dict(source.state_dict())

@@ -1,0 +1,1 @@
+"""What any long run needs, whatever it learns: files, checkpoints, signals, processes, errors."""

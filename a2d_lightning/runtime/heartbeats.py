@@ -1,0 +1,109 @@
+"""Processes of a run that notice when another one is gone, whatever they are waiting for.
+
+Own code: a collective waits half an hour for a process that was killed on another machine, and where it fails at once
+its error names a socket, not a rank.
+"""
+
+import os
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch.distributed as dist
+
+from a2d_lightning.runtime.distributed import gathered
+
+BEAT_SECONDS = 1.0
+
+
+class Heartbeats:
+    """Beats in a store that all processes share, and listens for those of the others, in a thread.
+
+    A process that finds another gone, silent for ``timeout_seconds`` or failed, says so in one line that names the rank
+    and ends itself with exit status 1.
+
+    Args:
+        timeout_seconds: silence after which a process is taken for gone; one of the same machine is seen at once.
+    """
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.host = socket.gethostname()
+        self.processes: list[tuple[str, int]] = gathered((self.host, os.getpid()))
+        self._store = self._connect()
+        self._store.set(f"beat{self.rank}", "0")
+        dist.barrier()
+        self._over = threading.Event()
+        threading.Thread(target=self._beat, daemon=True, name="heartbeats").start()
+
+    @property
+    def listening(self) -> bool:
+        """Whether they have not been stopped."""
+        return not self._over.is_set()
+
+    def stop(self) -> None:
+        """Beats no more; all processes must have come as far."""
+        self._over.set()
+
+    def fail(self, message: str) -> None:
+        """Called by a process that failed: lets the guilty be found first, then tells the others.
+
+        Does not return where another process is gone: this one's failure then only followed from that.
+        """
+        several_machines = len({host for host, _ in self.processes}) > 1
+        time.sleep(3 * BEAT_SECONDS + (self.timeout_seconds if several_machines else 0))
+        self._store.set(f"failed{self.rank}", message)
+        time.sleep(2 * BEAT_SECONDS)  # the store of rank 0 ends with it
+        self.stop()
+
+    def _connect(self) -> dist.TCPStore:
+        address = os.environ.get("MASTER_ADDR", "localhost")
+        port = 0
+        if self.rank == 0:
+            store = dist.TCPStore(address, 0, None, is_master=True, wait_for_workers=False)
+            port = store.port
+        port = gathered(port)[0]
+        return store if self.rank == 0 else dist.TCPStore(address, port, None, is_master=False)
+
+    def _beat(self) -> None:
+        seen = {rank: (b"0", time.monotonic()) for rank in range(self.world_size) if rank != self.rank}
+        count = 0
+        while not self._over.wait(BEAT_SECONDS):
+            count += 1
+            try:
+                self._store.set(f"beat{self.rank}", str(count))
+                for rank, (last, when) in seen.items():
+                    beat = self._store.get(f"beat{rank}")
+                    seen[rank] = (beat, time.monotonic()) if beat != last else (last, when)
+                    if self._is_gone(rank):
+                        self._end(rank, "was killed or crashed")
+                    elif time.monotonic() - seen[rank][1] > self.timeout_seconds:
+                        self._end(rank, f"was not heard of for {self.timeout_seconds:g} s")
+                    elif self._store.check([f"failed{rank}"]):
+                        self._end(rank, f"failed: {self._store.get(f'failed{rank}').decode()}")
+            except RuntimeError:
+                self._end(0, "is gone, or its machine cannot be reached")
+
+    def _is_gone(self, rank: int) -> bool:
+        host, pid = self.processes[rank]
+        if host != self.host or sys.platform == "win32":  # os.kill ends processes there, whatever the signal
+            return False
+        status = Path(f"/proc/{pid}/stat")
+        try:
+            os.kill(pid, 0)
+            return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+
+    def _end(self, rank: int, how: str) -> None:
+        if self._over.is_set():
+            return
+        host, pid = self.processes[rank]
+        found = f"rank {rank} (process {pid} on {host}) {how}"
+        print(f"error: {found}; rank {self.rank} ends too: go on with --ckpt_path last.", file=sys.stderr, flush=True)
+        os._exit(1)
