@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import same
+from runs import same
 
 ROOT = Path(__file__).parent.parent
 

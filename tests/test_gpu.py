@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import fit, metrics
+from runs import fit, metrics
 
 from a2d_lightning.cli.main import main
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mistakes import MISTAKES
 from safetensors.torch import load_file, save_file
-from test_cli import MISTAKES
 
 from a2d_lightning.agent_files import BUNDLED
 from a2d_lightning.modules import TeacherModule

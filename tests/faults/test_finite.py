@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import fit
+from runs import fit
 
 from a2d_lightning.data import RolloutDataModule
-from faults.test_interruption import start
+from faults.processes import start
 
 pytestmark = pytest.mark.slow
 TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]

@@ -1,12 +1,9 @@
 """Real processes and real signals: an exit status of its own within ten seconds, and a checkpoint to go on from."""
 
-import contextlib
 import json
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,26 +11,9 @@ import torch
 
 from a2d_lightning.agent_files import read_agent
 from a2d_lightning.runtime.signals import INTERRUPTED
+from faults.processes import left_of, start, wait_for
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
-
-
-def start(run_dir: Path, *args: str) -> subprocess.Popen:
-    command = [
-        *(sys.executable, "-m", "a2d_lightning", "fit", "--config", "configs/teacher.yaml"),
-        *("--config", "configs/scale/smoke.yaml", "--run_dir", str(run_dir), "--data.total_env_steps", "1000000"),
-        *("--data.env_steps_per_epoch", "1000000", *args),
-    ]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 90.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()[-3000:]
-        assert time.monotonic() < until, "nothing happened"
-        time.sleep(0.05)
 
 
 def end(process: subprocess.Popen) -> tuple[float, str]:
@@ -45,21 +25,6 @@ def end(process: subprocess.Popen) -> tuple[float, str]:
 
 def trained_for(run_dir: Path) -> int:
     return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["env_steps"]
-
-
-def left_of(process: subprocess.Popen) -> list[str]:
-    """Processes that it started and that still run five seconds later; those that only wait to be reaped do not."""
-    for _ in range(50):
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = path.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == process.pid and fields[0] not in "ZX":
-                    found.append(path.parent.name)
-        if not found:
-            return []
-        time.sleep(0.1)
-    return found
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda signum: signum.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_resume import same
+from runs import same
 
 from a2d_lightning.agent_files import newest_intact
 from a2d_lightning.cli.curves import read_metrics

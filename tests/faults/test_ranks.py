@@ -16,7 +16,7 @@ import torch
 
 from a2d_lightning.runtime.signals import INTERRUPTED
 from callbacks import rank_guard
-from faults.test_interruption import left_of, start, wait_for
+from faults.processes import left_of, start, wait_for
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]

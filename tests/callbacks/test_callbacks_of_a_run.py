@@ -4,7 +4,7 @@ import copy
 import pickle
 
 import pytest
-from test_resume import CATCH_ARGS, fit, metrics
+from runs import CATCH_ARGS, fit, metrics
 
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.rollouts.collection import LocalCollection

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from test_resume import CATCH_ARGS, fit, metrics, same
+from runs import CATCH_ARGS, fit, metrics, same
 
 ARGS = [*CATCH_ARGS, "--data.evaluation_games", "2"]
 

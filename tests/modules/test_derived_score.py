@@ -28,7 +28,7 @@ from a2d_lightning.rollouts.evaluation import play_games
 from a2d_lightning.rollouts.policy import choose
 
 register()
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 PLAN = Plan((1, 2), (4, 8))
 ENVS, LENGTH, ROLLOUTS, GAMES = 8, 5, 12, 40
 CHOSEN = ("ir_k3_e3", "conv_k5", "skip")

@@ -13,7 +13,7 @@ from a2d_lightning.cli.main import main
 from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.modules import TeacherModule
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = ("--config", str(CONFIGS / "teacher.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml"))
 SETTINGS = ("--data.frames.size", "84", "--data.total_env_steps", "100", "--data.env_steps_per_epoch", "100")
 STUDENT = ("--model.network", "resnet14", "--model.agent_frame_size", "42")

@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch import callbacks
-from test_resume import CATCH_ARGS, fit
+from runs import CATCH_ARGS, fit
 
 WITHOUT_TEACHER = ["--model.distillation", "none", "--model.teacher", "null"]
 

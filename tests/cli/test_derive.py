@@ -18,7 +18,7 @@ from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.runtime.errors import SettingError
 
 register()
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPE = (2, 21, 21)
 
 

@@ -11,7 +11,7 @@ from a2d_lightning.cli.main import A2DCLI
 from a2d_lightning.cli.overlays import expand_overlays
 from a2d_lightning.rollouts.games import atari_rom
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 STAGES = ("teacher", "search", "retrain")
 OVERLAYS = sorted((CONFIGS / "scale").glob("*.yaml")) + sorted((CONFIGS / "games").glob("*.yaml"))
 ON_THIS_MACHINE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_resume import CATCH_ARGS, fit
+from runs import CATCH_ARGS, fit
 
 from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.run_folder import RunFolder

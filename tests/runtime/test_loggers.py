@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
-from test_resume import CATCH_ARGS, fit
+from runs import CATCH_ARGS, fit
 
 from a2d_lightning.cli.curves import read_metrics
 from a2d_lightning.modules import actor_critic

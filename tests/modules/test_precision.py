@@ -3,7 +3,7 @@
 import csv
 
 import torch
-from test_resume import fit
+from runs import fit
 
 
 def test_with_bfloat16_the_policy_that_acts_is_the_one_that_is_updated(tmp_path):

@@ -148,14 +148,14 @@ def test_lines_of_an_unknown_message_are_joined() -> None:
     ids=str,
 )
 def test_what_is_elsewhere_is_named(told: Callable[..., str], args: list[str], named: list[str]) -> None:
-    config = str(Path(__file__).parents[1] / "configs" / "teacher.yaml")
+    config = str(Path(__file__).parents[2] / "configs" / "teacher.yaml")
     stage = ["--config", config] if args and "--model" not in args else []
     line = told(*stage, *args)
     assert [word for word in named if word not in line] == [], line
 
 
 def test_an_overlay_before_its_stage_is_refused(told: Callable[..., str]) -> None:
-    configs = Path(__file__).parents[1] / "configs"
+    configs = Path(__file__).parents[2] / "configs"
     overlay, stage = str(configs / "scale" / "smoke.yaml"), str(configs / "teacher.yaml")
     line = told("--config", overlay, "--config", stage)
     assert line == f"--config: {overlay} is an overlay and comes before {stage}; give it after the stage."

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from runs import CATCH_ARGS, fit
 from small_supernets import counted
-from test_resume import CATCH_ARGS, fit
 from torch import Tensor
 
 from a2d_lightning.agent_files import AgentCard, FrozenTeacher, load_teacher

@@ -6,6 +6,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from small_supernets import make_supernet
 from torch import Tensor, nn
 
 from a2d_lightning.cpu import fused_batch_norm
@@ -13,7 +14,6 @@ from a2d_lightning.cpu.accelerate import accelerate
 from a2d_lightning.cpu.fused_batch_norm import FusedSequential
 from a2d_lightning.cpu.kernels import kernels
 from a2d_lightning.models.normalization import frozen_batch_norm_statistics, recalibrate
-from tests.small_supernets import make_supernet
 
 
 def layers(channels: int, relu: bool) -> list[nn.Module]:

@@ -34,7 +34,7 @@ from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.runtime.errors import SettingError
 
 register()
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 FRAME: FrameShape = (1, SIZE, SIZE)
 PLAN = Plan((1, 1), (4, 8))
 GAMMA, BUDGET = 0.9, 1000

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo
-from test_resume import CATCH_ARGS, fit, metrics
+from runs import CATCH_ARGS, fit, metrics
 from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch._inductor.utils import fresh_cache

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from test_resume import CATCH_ARGS, fit
+from runs import CATCH_ARGS, fit
 
 from a2d_lightning.agent_files import newest_intact, read_agent
 from a2d_lightning.modules import TeacherModule

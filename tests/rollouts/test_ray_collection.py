@@ -15,7 +15,7 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from test_resume import goes_on_to_the_last_bit
+from runs import goes_on_to_the_last_bit
 
 from a2d_lightning.models.networks import ActorCritic, make_backbone
 from a2d_lightning.models.normalization import with_normalization
@@ -25,7 +25,7 @@ from a2d_lightning.rollouts.ray_collection import RayCollection
 from a2d_lightning.runtime.errors import NonFiniteError, RunFailedError, SettingError
 from a2d_lightning.runtime.signals import INTERRUPTED
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPE = (4, 42, 42)
 CPU = torch.device("cpu")
 GAMES = Games("breakout", 4, FrameSettings(size=42), 30, 1, 60.0, 5, "rank 0")

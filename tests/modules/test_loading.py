@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_resume import CATCH_ARGS, fit, same
+from runs import CATCH_ARGS, fit, same
 
 from a2d_lightning.modules import AgentModule, SearchModule, TeacherModule
 from a2d_lightning.modules.actor_critic import ActorCriticModule
