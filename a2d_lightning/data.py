@@ -15,14 +15,21 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from a2d_lightning.cpu.cores import usable_cores
-from a2d_lightning.cpu.openmp_threads import first_core
-from a2d_lightning.rollouts.collection import Collecting, Collection, Games, LocalCollection, derived_seed, restoring
+from a2d_lightning.cpu.openmp_threads import affinity_offset
+from a2d_lightning.rollouts.collection import (
+    CollectionBackend,
+    EnvSpec,
+    LocalCollection,
+    RolloutSource,
+    derived_seed,
+    restoring,
+)
 from a2d_lightning.rollouts.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, canonical_game, without_module
 from a2d_lightning.rollouts.ray_collection import RayCollection  # noqa: F401 (chosen in YAML by its name)
-from a2d_lightning.runtime.distributed import gathered
+from a2d_lightning.runtime.distributed import all_gather_objects
 from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.machine_memory import check_fits
-from a2d_lightning.runtime.reproducibility import changes, circumstances
+from a2d_lightning.runtime.reproducibility import differences, environment_fingerprint
 from a2d_lightning.runtime.signals import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -54,7 +61,7 @@ class Rollouts:
     It has a length: Lightning prefetches one batch of an iterable without, and every rollout would be one update old.
     """
 
-    def __init__(self, datamodule: "RolloutDataModule", collecting: Collecting) -> None:
+    def __init__(self, datamodule: "RolloutDataModule", collecting: RolloutSource) -> None:
         self.datamodule = datamodule
         self.collecting = collecting
 
@@ -132,7 +139,7 @@ class RolloutDataModule(L.LightningDataModule):
         evaluation_games: PositiveInt = 30,
         num_env_threads: NonNegativeInt = 0,
         env_timeout_seconds: PositiveFloat = 120.0,
-        collection: Collection | None = None,
+        collection: CollectionBackend | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
@@ -162,15 +169,15 @@ class RolloutDataModule(L.LightningDataModule):
         self.seed = seed
         self.collection = collection or LocalCollection()
         self.collection.check(self.num_envs)
-        self.collecting: Collecting | None = None
+        self.collecting: RolloutSource | None = None
         self._saved: dict[str, Any] = {}
         self._check_memory(frames.stack * (frames.size or 1) ** 2)  # before an environment of this size is made
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
         self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
         # an environment that cannot begin or play a game ends the run here, before training starts
-        probe.begin(np.ones(1, dtype=np.bool_))
-        probe.play(np.zeros(1, dtype=np.int64))
+        probe.reset_games(np.ones(1, dtype=np.bool_))
+        probe.step_games(np.zeros(1, dtype=np.int64))
         probe.close()
         self._check_memory(math.prod(self.frame_shape))
 
@@ -183,12 +190,12 @@ class RolloutDataModule(L.LightningDataModule):
             f"{frame_bytes:,} bytes (data.frames)",
         )
 
-    def games(self, num_envs: int, seed: int) -> Games:
+    def games(self, num_envs: int, seed: int) -> EnvSpec:
         """``num_envs`` games with this module's settings."""
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
         threads = self.num_env_threads or max(1, min(num_envs, usable_cores() // local_ranks))
         trainer = self.trainer
-        return Games(
+        return EnvSpec(
             game=self.game,
             num_envs=num_envs,
             frames=self.frames,
@@ -196,8 +203,8 @@ class RolloutDataModule(L.LightningDataModule):
             num_threads=threads,
             timeout_seconds=self.env_timeout_seconds,
             seed=seed,
-            where=f"rank {trainer.global_rank if trainer is not None else 0}",
-            first_core=first_core(threads, trainer.local_rank if trainer is not None else 0, local_ranks),
+            owner=f"rank {trainer.global_rank if trainer is not None else 0}",
+            affinity_offset=affinity_offset(threads, trainer.local_rank if trainer is not None else 0, local_ranks),
             wrappers=self.wrappers,
             max_env_steps_per_game=self.max_env_steps_per_game,
             acts_on_cpu=trainer is None or trainer.strategy.root_device.type == "cpu",
@@ -276,8 +283,8 @@ class RolloutDataModule(L.LightningDataModule):
         mine = {**self.collecting.state(), "torch_generator": torch.get_rng_state()}
         return {
             "settings": self._settings_of_games(),
-            "circumstances": circumstances(cast(L.Trainer, self.trainer).strategy.root_device),
-            "processes": gathered(mine),
+            "circumstances": environment_fingerprint(cast(L.Trainer, self.trainer).strategy.root_device),
+            "processes": all_gather_objects(mine),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -302,10 +309,10 @@ class RolloutDataModule(L.LightningDataModule):
         saved, self._saved = self._saved, {}
         if not saved:
             return {}
-        if changed := changes(saved["settings"], self._settings_of_games()):
+        if changed := differences(saved["settings"], self._settings_of_games()):
             rank_zero_info(f"games and random numbers begin anew, since {', '.join(changed)}")
             return {}
-        if changed := changes(saved["circumstances"], circumstances(device)):
+        if changed := differences(saved["circumstances"], environment_fingerprint(device)):
             rank_zero_info(f"what follows may differ in the last bits, since {', '.join(changed)}")
         elif device.type != "cpu":
             rank_zero_info("what follows may differ in the last bits, since not all kernels of a GPU add in one order")

@@ -25,7 +25,7 @@ from benchmarks.ours import Stopwatch, data_of, train
 from benchmarks.supernets import LAPTOP_PLAN
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "emulators": [(GameEnv, "play"), (GameEnv, "begin")],
+    "emulators": [(GameEnv, "step_games"), (GameEnv, "reset_games")],
     "acting": [(SamplingPolicy, "logits")],
     "teacher": [(FrozenTeacher, "forward")],
     "learning, forward": [(algorithms, "joint_forward")],

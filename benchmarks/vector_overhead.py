@@ -57,12 +57,12 @@ def ours(lap: Lap) -> None:
     as_it_is = FrameSettings(size=None, stack=1, skip=1, gray=False)
     wrappers = ["a2d_lightning.rollouts.minatar.ResetStickyAction"]
     env = make_env(GAME, NUM_ENVS, as_it_is, seed=0, num_threads=1, noop_max=1, wrappers=wrappers)
-    env.begin(np.ones(NUM_ENVS, dtype=bool))
+    env.reset_games(np.ones(NUM_ENVS, dtype=bool))
     while True:
         for actions in random_actions():
-            decision = env.play(actions)
+            decision = env.step_games(actions)
             if decision.done.any():
-                env.begin(decision.done)
+                env.reset_games(decision.done)
             lap()
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import lightning as L
 import torch.distributed as dist
 
-from a2d_lightning.runtime.distributed import gathered
+from a2d_lightning.runtime.distributed import all_gather_objects
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
 from a2d_lightning.runtime.heartbeats import Heartbeats
 from a2d_lightning.runtime.signals import Interrupted
@@ -47,7 +47,7 @@ class RankGuard(L.Callback):
         """
         rollouts = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.world_size > 1 and rollouts % self.compare_every_rollouts == 0:
-            hashes = gathered(_hash_of_parameters(pl_module))
+            hashes = all_gather_objects(_hash_of_parameters(pl_module))
             others = [str(rank) for rank, its in enumerate(hashes) if its != hashes[0]]
             if others:
                 raise RunFailedError(

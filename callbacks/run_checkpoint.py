@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from a2d_lightning.runtime.checkpoints import LAST, UNFINISHED
-from a2d_lightning.runtime.distributed import any_rank
+from a2d_lightning.runtime.distributed import all_reduce_any
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
 from a2d_lightning.runtime.real_run import leaves_files
 from a2d_lightning.runtime.signals import INTERRUPTION, Interrupted
@@ -62,7 +62,7 @@ class RunCheckpoint(Checkpoint):
         INTERRUPTION.catch_signals()  # Lightning has put its own handlers in place by now
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if environment is not None and not environment.creates_processes_externally:
-            INTERRUPTION.heard = trainer.strategy.launcher.kill
+            INTERRUPTION.on_signal = trainer.strategy.launcher.kill
             if trainer.local_rank > 0:
                 # with another status Lightning would kill the first process, whose status the scheduler sees
                 INTERRUPTION.exit_status = 0
@@ -74,7 +74,7 @@ class RunCheckpoint(Checkpoint):
     def _leave_signals(self) -> None:
         """Give signals back where no command line has caught them; Lightning then puts back those it replaced."""
         if self._catches:
-            INTERRUPTION.leave_signals()
+            INTERRUPTION.restore_handlers()
             self._catches = False
 
     def between_rollouts(self, trainer: L.Trainer) -> None:
@@ -87,14 +87,14 @@ class RunCheckpoint(Checkpoint):
         slow = now - self._rollout_began_at > SLOW_SECONDS
         due = self._evaluated or slow or now - self._saved_at >= 60 * self.every_minutes
         # what one process was told, all do
-        flags = torch.tensor([bool(INTERRUPTION.asked_by), due], device=trainer.strategy.root_device)
-        asked, due = any_rank(flags).tolist()
+        flags = torch.tensor([bool(INTERRUPTION.received), due], device=trainer.strategy.root_device)
+        asked, due = all_reduce_any(flags).tolist()
         if asked or due:
             self._save(trainer)
         self._evaluated = False
         self._rollout_began_at = time.monotonic()
         if asked:
-            raise Interrupted(INTERRUPTION.asked_by or "a signal to another process")
+            raise Interrupted(INTERRUPTION.received or "a signal to another process")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Saves before games are played, which can take minutes."""
@@ -118,7 +118,7 @@ class RunCheckpoint(Checkpoint):
         score = float(trainer.callback_metrics[self.monitor])
         path = self._folder(trainer) / "best.ckpt"
         lost = trainer.is_global_zero and not path.is_file()  # somebody has deleted it
-        if score > self.best_score or any_rank(torch.tensor([lost], device=trainer.strategy.root_device)).item():
+        if score > self.best_score or all_reduce_any(torch.tensor([lost], device=trainer.strategy.root_device)).item():
             self.best_score = score
             with INTERRUPTION.saving:
                 trainer.save_checkpoint(path, weights_only=False)

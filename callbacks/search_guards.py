@@ -36,7 +36,7 @@ class SearchGuards(L.Callback):
         self.skip_fraction = skip_fraction
         self.still_logits = still_logits
         self.frozen_probability = frozen_probability
-        self.said: list[str] = []
+        self.reported: list[str] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuses other stages than the search."""
@@ -46,19 +46,19 @@ class SearchGuards(L.Callback):
         """Looks at the interval."""
         if is_logging_step(trainer):
             for kind, message in self.findings(search_module(self, pl_module)):
-                if kind not in self.said:
-                    self.said.append(kind)
+                if kind not in self.reported:
+                    self.reported.append(kind)
                     rank_zero_info(f"warning: {message}")
 
     @torch.no_grad()
     def findings(self, search: SearchModule) -> Iterator[tuple[str, str]]:
         """What is wrong now: its kind, and a line that says so and what to do."""
-        if search.alpha_learning_rate == 0 or not search.alpha_moves:
+        if search.alpha_learning_rate == 0 or not search.alpha_is_trained:
             return
         supernet = search.supernet
         alpha = supernet.log_alpha().exp()  # [cells, operators]
         cells = len(alpha)
-        searched = search.searched
+        progress = search.search_progress
         at = f"at environment step {search.env_steps:,}"
         skips = int((alpha[:, SKIP] > 0.5).sum())
         if skips > self.skip_fraction * cells:
@@ -68,25 +68,25 @@ class SearchGuards(L.Callback):
                 "lower model.lambda_cost, or give the weights model.alpha_warmup_env_steps.",
             )
         spread = float((supernet.alpha_logits.amax(1) - supernet.alpha_logits.amin(1)).max())
-        if searched >= 0.5 and spread < self.still_logits:
+        if progress >= 0.5 and spread < self.still_logits:
             yield (
                 "still",
                 f"alpha has hardly moved {at}: its logits differ by {spread:.2g} at most, so the derived network would "
                 "be noise; raise model.alpha_learning_rate or data.total_env_steps.",
             )
         best = float(alpha.amax(1).min())
-        if searched < 0.5 and best > self.frozen_probability:
+        if progress < 0.5 and best > self.frozen_probability:
             yield (
                 "frozen",
-                f"alpha froze {at}, {searched:.0%} into the search: every cell gives its best operator more than "
+                f"alpha froze {at}, {progress:.0%} into the search: every cell gives its best operator more than "
                 f"{self.frozen_probability:.0%}; lower model.alpha_learning_rate or model.lambda_cost, or set "
                 "model.alpha_warmup_env_steps.",
             )
 
     def state_dict(self) -> dict[str, Any]:
         """What was said, for a resumed run."""
-        return {"said": self.said}
+        return {"said": self.reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.said = list(state_dict["said"])
+        self.reported = list(state_dict["said"])

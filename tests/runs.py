@@ -59,14 +59,14 @@ def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
     def asked_to_stop(self, rollout, batch_idx):
         real(self, rollout, batch_idx)
         if self.env_steps in stops:
-            monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+            monkeypatch.setattr(INTERRUPTION, "received", "SIGTERM")
 
     monkeypatch.setattr(ActorCriticModule, "training_step", asked_to_stop)
     for _ in stops:
         with pytest.raises(SystemExit) as stopped:
             fit(stage, tmp_path / "parts", 400, *args, "--ckpt_path", "auto")
         assert stopped.value.code == INTERRUPTED
-        monkeypatch.setattr(INTERRUPTION, "asked_by", "")
+        monkeypatch.setattr(INTERRUPTION, "received", "")
     fit(stage, tmp_path / "parts", 400, *args, "--ckpt_path", "last")
     whole, parts = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "parts")

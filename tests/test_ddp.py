@@ -10,6 +10,8 @@ import pytest
 import torch
 from runs import same
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -45,13 +45,13 @@ def compare(args: list[str]) -> None:
     output = picture_path(settings.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw(runs, output)
+        plot(runs, output)
     except OSError as error:
         raise SettingError(f"--output: {str(output)!r} cannot be written ({error.strerror}).") from error
     print(output)
 
 
-def draw(runs: list[tuple[str, Metrics]], output: Path) -> None:
+def plot(runs: list[tuple[str, Metrics]], output: Path) -> None:
     """Writes a row of panels over environment steps and one over updates of the weights."""
     matplotlib.use("Agg")
     panels = [panel for panel in PANELS if any(panel[0] in metrics for _, metrics in runs)]

@@ -53,7 +53,7 @@ def curves(args: list[str]) -> None:
     output = picture_path(settings.output or str(run_dir / "curves.png"))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw(metrics, output, title=run_dir.name)
+        plot(metrics, output, title=run_dir.name)
     except OSError as error:
         raise SettingError(f"--output: {str(output)!r} cannot be written ({error.strerror}).") from error
     print(output)
@@ -96,7 +96,7 @@ def _order(file: Path) -> float:
     return float(number) if number else float("inf")
 
 
-def draw(metrics: dict[str, Series], output: Path, title: str) -> None:
+def plot(metrics: dict[str, Series], output: Path, title: str) -> None:
     """Writes the panels that have data, three in a row."""
     matplotlib.use("Agg")
     panels = [(name, _matching(metrics, patterns)) for name, patterns in PANELS.items()]

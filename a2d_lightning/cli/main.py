@@ -318,7 +318,7 @@ def main(args: list[str] | None = None) -> None:
         _fail(_user_mistake(error), 2)
     finally:
         RUN_FOLDER.release()
-        INTERRUPTION.leave_signals()
+        INTERRUPTION.restore_handlers()
 
 
 def _quieten() -> None:

@@ -1,6 +1,6 @@
 """What ``python -m a2d_lightning --help`` shows, at once: reading LightningCLI's own takes seconds of imports."""
 
-OVERVIEW = """\
+USAGE = """\
 usage: python -m a2d_lightning COMMAND [options]
 
 Finds small, fast agents for deep reinforcement learning (A2D, arXiv 2012.13091).

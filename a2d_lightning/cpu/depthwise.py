@@ -65,19 +65,19 @@ class _Convolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         again = torch.is_grad_enabled()  # derivatives of this gradient are asked for
         wanted = [ctx.needs_input_grad[0], again, False]
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, [ctx.stride] * 2, [KERNEL // 2] * 2, [1, 1], False, [0, 0], len(weight), wanted
         )
-        return of_x, of_weight if again else _of_weight(x, gradient, ctx.stride), None
+        return grad_x, grad_weight if again else _grad_weight(x, gradient, ctx.stride), None
 
 
-def _of_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
+def _grad_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
     """The gradient of the weights, ``[C, 1, 5, 5]``; all are channels_last."""
     images, channels, height, width = x.shape
     out = torch.empty(channels, 1, KERNEL, KERNEL)
-    run = kernels()
-    assert run is not None
-    run.depthwise_of_weight(
+    lib = kernels()
+    assert lib is not None
+    lib.depthwise_of_weight(
         x.numel(), images, height, width, channels, *gradient.shape[2:], stride, x.data_ptr(), gradient.data_ptr(),
         out.data_ptr(),
     )  # fmt: skip

@@ -14,10 +14,10 @@ def unit_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of the result.
     """
     fits = pixels.dtype == torch.uint8 and dtype == torch.float32 and are_plain(pixels) and pixels.is_contiguous()
-    run = kernels() if fits else None
-    if run is None:
+    lib = kernels() if fits else None
+    if lib is None:
         return pixels.to(dtype, memory_format=torch.channels_last) / 255.0
     out = torch.empty(pixels.shape, dtype=dtype, memory_format=torch.channels_last)
     images, stack, height, width = pixels.shape
-    run.unit_frames(out.numel(), images, stack, height * width, pixels.data_ptr(), out.data_ptr())
+    lib.unit_frames(out.numel(), images, stack, height * width, pixels.data_ptr(), out.data_ptr())
     return out

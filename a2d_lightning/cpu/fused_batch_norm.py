@@ -28,10 +28,10 @@ class FusedSequential(nn.Sequential):
         for position, layer in enumerate(layers):
             if fused:
                 fused = False
-            elif type(layer) is nn.BatchNorm2d and (run := _kernels_for(layer, x)) is not None:
+            elif type(layer) is nn.BatchNorm2d and (lib := _kernels_for(layer, x)) is not None:
                 following = layers[position + 1] if position + 1 < len(layers) else None
                 fused = type(following) is nn.ReLU and not _hooked(following)
-                x = _normalized(run, layer, x, fused)
+                x = _normalized(lib, layer, x, fused)
             else:
                 x = layer(x)
         return x
@@ -56,19 +56,19 @@ def _hooked(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
 
 
-def _normalized(run: Kernels, norm: nn.BatchNorm2d, x: Tensor, relu: bool) -> Tensor:
+def _normalized(lib: Kernels, norm: nn.BatchNorm2d, x: Tensor, relu: bool) -> Tensor:
     """``norm(x)`` in train mode, or ``relu(norm(x))``; the running statistics move if they are tracked."""
     if norm.track_running_stats:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
     if torch.is_grad_enabled():
-        out: Tensor = _BatchNorm.apply(x, norm.weight, norm.bias, run, norm, relu)
+        out: Tensor = _BatchNorm.apply(x, norm.weight, norm.bias, lib, norm, relu)
         return out
-    return _forward(x, norm.weight, norm.bias, run, norm, relu)[0]
+    return _forward(x, norm.weight, norm.bias, lib, norm, relu)[0]
 
 
 def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor, run: Kernels, norm: nn.BatchNorm2d, relu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, lib: Kernels, norm: nn.BatchNorm2d, relu: bool
 ) -> tuple[Tensor, Tensor]:
     """What comes out, and the batch's mean and 1 / deviation, ``[2, C]``."""
     channels = norm.num_features
@@ -77,7 +77,7 @@ def _forward(
     if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
         moved = (norm.running_mean.data_ptr(), norm.running_var.data_ptr())
     out, statistics = torch.empty_like(x), weight.new_empty(2, channels)
-    run.batch_norm(
+    lib.batch_norm(
         elements, elements // channels, channels, relu, norm.eps, norm.momentum, x.data_ptr(), weight.data_ptr(),
         bias.data_ptr(), *moved, statistics.data_ptr(), out.data_ptr(),
     )  # fmt: skip
@@ -87,11 +87,11 @@ def _forward(
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, run: Kernels, norm: nn.BatchNorm2d, relu: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, lib: Kernels, norm: nn.BatchNorm2d, relu: bool
     ) -> Tensor:
-        out, statistics = _forward(x, weight, bias, run, norm, relu)
+        out, statistics = _forward(x, weight, bias, lib, norm, relu)
         ctx.save_for_backward(x, weight, bias, statistics)
-        ctx.run, ctx.eps, ctx.relu = run, norm.eps, relu
+        ctx.lib, ctx.eps, ctx.relu = lib, norm.eps, relu
         return out
 
     @staticmethod
@@ -102,9 +102,9 @@ class _BatchNorm(torch.autograd.Function):
             out = out.relu() if ctx.relu else out
             return *torch.autograd.grad(out, (x, weight, bias), gradient, create_graph=True), None, None, None
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x, of_affine = torch.empty_like(x), torch.empty_like(statistics)
-        ctx.run.batch_norm_backward(
+        grad_x, grad_affine = torch.empty_like(x), torch.empty_like(statistics)
+        ctx.lib.batch_norm_backward(
             x.numel(), x.numel() // len(weight), len(weight), ctx.relu, x.data_ptr(), weight.data_ptr(),
-            bias.data_ptr(), statistics.data_ptr(), gradient.data_ptr(), of_x.data_ptr(), of_affine.data_ptr(),
+            bias.data_ptr(), statistics.data_ptr(), gradient.data_ptr(), grad_x.data_ptr(), grad_affine.data_ptr(),
         )  # fmt: skip
-        return of_x, *of_affine, None, None, None
+        return grad_x, *grad_affine, None, None, None

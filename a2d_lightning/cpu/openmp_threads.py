@@ -13,7 +13,7 @@ import torch
 from a2d_lightning.cpu.cores import usable_cores
 
 
-def first_core(num_threads: int, process: int, processes: int) -> int:
+def affinity_offset(num_threads: int, process: int, processes: int) -> int:
     """The core of the first of a process's emulator threads, the others following, or -1 to leave them to the system.
 
     The system often wakes two of them on one core, and the other core waits. They are bound only where this machine's

@@ -63,12 +63,12 @@ def _step(
     squares: Sequence[Tensor],
     steps: list[Tensor],
 ) -> None:
-    run = kernels()
-    assert run is not None
+    lib = kernels()
+    assert lib is not None
     torch._foreach_add_(steps, torch.ones(()), alpha=1.0)
     each = sizes(weights)
     elements = sum(each)
-    run.rmsprop(
+    lib.rmsprop(
         elements, len(each), elements, group["lr"], group["alpha"], group["eps"], each, addresses(weights),
         addresses(gradients), addresses(squares),
     )  # fmt: skip

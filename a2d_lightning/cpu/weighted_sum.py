@@ -25,13 +25,13 @@ def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
         and first.is_contiguous(memory_format=torch.channels_last)
         and all(term.stride() == first.stride() and term.shape == first.shape for term in terms)
     )
-    run = kernels() if fits else None
-    if run is None:
+    lib = kernels() if fits else None
+    if lib is None:
         return _term_by_term(weights, terms)
     if torch.is_grad_enabled():
-        out: Tensor = _WeightedSum.apply(run, weights, *terms)
+        out: Tensor = _WeightedSum.apply(lib, weights, *terms)
         return out
-    return _forward(run, weights.contiguous(), terms)
+    return _forward(lib, weights.contiguous(), terms)
 
 
 def _term_by_term(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
@@ -43,31 +43,31 @@ def _term_by_term(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def _forward(run: Kernels, weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+def _forward(lib: Kernels, weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     out = torch.empty_like(terms[0])
     elements = out.numel()
-    run.weighted_sum(elements, elements, len(terms), weights.data_ptr(), addresses(terms), out.data_ptr())
+    lib.weighted_sum(elements, elements, len(terms), weights.data_ptr(), addresses(terms), out.data_ptr())
     return out
 
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Kernels, weights: Tensor, *terms: Tensor) -> Tensor:
+    def forward(ctx: Any, lib: Kernels, weights: Tensor, *terms: Tensor) -> Tensor:
         weights = weights.contiguous()
-        ctx.run = run
+        ctx.lib = lib
         ctx.save_for_backward(weights, *terms)
-        return _forward(run, weights, terms)
+        return _forward(lib, weights, terms)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weights, *terms = ctx.saved_tensors
         if torch.is_grad_enabled():  # derivatives of this gradient are asked for
-            of_weights = torch.stack([(gradient * term).sum() for term in terms])
-            return None, of_weights, *[weight * gradient for weight in weights]
+            grad_weights = torch.stack([(gradient * term).sum() for term in terms])
+            return None, grad_weights, *[weight * gradient for weight in weights]
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_weights, of_terms = torch.empty_like(weights), [torch.empty_like(term) for term in terms]
-        ctx.run.weighted_sum_backward(
+        grad_weights, grad_terms = torch.empty_like(weights), [torch.empty_like(term) for term in terms]
+        ctx.lib.weighted_sum_backward(
             gradient.numel(), gradient.numel(), len(terms), weights.data_ptr(), addresses(terms),
-            gradient.data_ptr(), of_weights.data_ptr(), addresses(of_terms),
+            gradient.data_ptr(), grad_weights.data_ptr(), addresses(grad_terms),
         )  # fmt: skip
-        return None, of_weights, *of_terms
+        return None, grad_weights, *grad_terms

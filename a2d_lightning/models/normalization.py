@@ -24,7 +24,7 @@ CHANNELS_PER_GROUP = 8
 class RunningBatchNorm2d(nn.BatchNorm2d):
     """Batch norm by its running statistics in train mode too; they move between rollouts only, and get no gradient.
 
-    :func:`move_running_statistics` moves them by what the updates of a rollout have seen.
+    :func:`update_running_stats` moves them by what the updates of a rollout have seen.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -151,7 +151,7 @@ def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def forgotten_statistics(network: nn.Module) -> Iterator[None]:
+def scratch_batch_norm_stats(network: nn.Module) -> Iterator[None]:
     """Inside, batch norm works on copies of its running statistics: what it sees there shall not count (again)."""
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [dict(norm.named_buffers()) for norm in norms]
@@ -172,7 +172,7 @@ def forgotten_statistics(network: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def move_running_statistics(network: nn.Module, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+def update_running_stats(network: nn.Module, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
     """Moves the statistics of ``running`` layers by what they have seen since the last call.
 
     Args:

@@ -22,7 +22,7 @@ from a2d_lightning.cpu.rmsprop import RMSprop
 from a2d_lightning.models.layers import FrameShape
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import ActorCritic, initialize, scaled_frame_shape
-from a2d_lightning.models.normalization import Normalization, move_running_statistics, with_normalization
+from a2d_lightning.models.normalization import Normalization, update_running_stats, with_normalization
 from a2d_lightning.modules.evaluated import EvaluatedModule
 from a2d_lightning.modules.loading import load_module
 from a2d_lightning.nas.schemes import Metrics
@@ -34,7 +34,7 @@ from a2d_lightning.rl.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.rollouts.policy import ActionChoice
 from a2d_lightning.runtime.errors import NonFiniteError, SettingError
 from a2d_lightning.runtime.loggers import OnEnvSteps
-from a2d_lightning.runtime.nonfinite import check_finite, keep_rollout
+from a2d_lightning.runtime.nonfinite import check_finite, dump_rollout
 from a2d_lightning.runtime.optimizer_settings import OptimizerSettings, without_parser
 
 RECENT_GAMES = 100
@@ -248,7 +248,7 @@ class ActorCriticModule(EvaluatedModule):
             metrics = self.learn(rollout)
         except NonFiniteError as error:
             metrics = self._without(rollout, error)
-        move_running_statistics(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
+        update_running_stats(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
         # Lightning takes 3 ms for some twenty values; loggers want them at logging steps, the terminal by time
         due = batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs
@@ -266,7 +266,7 @@ class ActorCriticModule(EvaluatedModule):
     def _without(self, rollout: TensorDict, error: NonFiniteError) -> Metrics:
         """Keeps what led to ``error`` in the run's folder, and goes on without the update if ``on_nan`` says so."""
         path = Path(self.trainer.default_root_dir) / f"nonfinite-step{self.env_steps}-rank{self.global_rank}.pt"
-        keep_rollout(rollout, error, path)
+        dump_rollout(rollout, error, path)
         if self.on_nan == "stop":
             raise NonFiniteError(f"{error}; the rollout is kept in {path}") from error
         self.skipped_updates += 1

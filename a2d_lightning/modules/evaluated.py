@@ -10,7 +10,7 @@ from torchmetrics import CatMetric
 
 from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.rollouts.evaluation import confidence_interval, play_games
-from a2d_lightning.rollouts.policy import ActionChoice, choose
+from a2d_lightning.rollouts.policy import ActionChoice, select_actions
 
 if TYPE_CHECKING:
     from a2d_lightning.rollouts.envs import GameEnv
@@ -39,7 +39,7 @@ class EvaluatedModule(L.LightningModule):
     def actions_of(self, agent: torch.nn.Module, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """What ``agent`` does, as :meth:`act`."""
         logits, _ = agent(pixels.to(self.device))
-        return choose(logits, self.evaluation_actions, generator)
+        return select_actions(logits, self.evaluation_actions, generator)
 
     def on_validation_start(self) -> None:
         """Gives all ranks the first one's running statistics: they score one network, the one that checkpoints keep."""

@@ -25,7 +25,7 @@ from a2d_lightning.nas.sampling import Sampling
 from a2d_lightning.nas.schemes import DrawnRollout, OneLevel, OneLevelPerFrame, SearchScheme, UnrolledBiLevel
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet, inherit_weights
-from a2d_lightning.runtime.distributed import gathered, own
+from a2d_lightning.runtime.distributed import all_gather_objects, this_rank
 from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.nonfinite import check_finite
 
@@ -177,7 +177,7 @@ class SearchModule(ActorCriticModule):
         """Keeps the rollout until the scheme has as many as it takes."""
         if self.score_derived:
             self._recent_frames.append(rollout["pixels"].flatten(0, 1).clone())
-        scheme = self.scheme if self.alpha_moves else OneLevel()
+        scheme = self.scheme if self.alpha_is_trained else OneLevel()
         if len(self._waiting) + 1 < scheme.rollouts_per_update:
             # a copy: the collector writes the next rollout into the same memory
             self._waiting.append(DrawnRollout(rollout.clone(), self.supernet.current_draw()))
@@ -187,12 +187,12 @@ class SearchModule(ActorCriticModule):
         return scheme.learn(self, rollouts)
 
     @property
-    def alpha_moves(self) -> bool:
+    def alpha_is_trained(self) -> bool:
         """Whether the warm-up of the weights is over."""
         return self.env_steps >= self.alpha_warmup_env_steps
 
     @property
-    def searched(self) -> float:
+    def search_progress(self) -> float:
         """Part of the search's environment steps that is spent, from the end of the warm-up."""
         warmup = self.alpha_warmup_env_steps
         return (self.env_steps - warmup) / (self.total_env_steps - warmup)
@@ -203,7 +203,7 @@ class SearchModule(ActorCriticModule):
         self.manual_backward(total)
         metrics = self._add_cost_gradient()  # before the weights move: a gradient that is not finite moves nothing
         metrics |= self.apply_weights_gradient(weights_optimizer)
-        if self.alpha_moves:
+        if self.alpha_is_trained:
             alpha_optimizer.step()
         return metrics
 
@@ -317,15 +317,15 @@ class SearchModule(ActorCriticModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the Gumbel draws, and the rollouts that are still needed."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["waiting_rollouts"] = gathered([drawn.to_dict() for drawn in self._waiting])
-        checkpoint["recent_frames"] = gathered([frames.cpu() for frames in self._recent_frames])
+        checkpoint["waiting_rollouts"] = all_gather_objects([drawn.to_dict() for drawn in self._waiting])
+        checkpoint["recent_frames"] = all_gather_objects([frames.cpu() for frames in self._recent_frames])
         checkpoint["gumbel_generator"] = self.gumbel_generator.get_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores them."""
         super().on_load_checkpoint(checkpoint)
         self.gumbel_generator.set_state(checkpoint["gumbel_generator"].cpu())
-        waiting = own(checkpoint.get("waiting_rollouts", [])) or []
-        frames = own(checkpoint.get("recent_frames", [])) or []
+        waiting = this_rank(checkpoint.get("waiting_rollouts", [])) or []
+        frames = this_rank(checkpoint.get("recent_frames", [])) or []
         self._recent_frames.extend(frame.to(self.device) for frame in frames)
         self._waiting = [DrawnRollout.from_dict(drawn, self.device) for drawn in waiting]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from a2d_lightning.models.networks import ActorCritic
-from a2d_lightning.models.normalization import forgotten_statistics
+from a2d_lightning.models.normalization import scratch_batch_norm_stats
 from a2d_lightning.nas.supernet import Draw, Supernet
 from a2d_lightning.runtime.distributed import rank_of_processes
 
@@ -63,7 +63,7 @@ class Search(Protocol):
         """Both from one backward."""
 
 
-class Student(nn.Module):
+class AgentUnderDraw(nn.Module):
     """The agent as it acted on a rollout: under its draw; with other weights where they are given.
 
     Args:
@@ -81,14 +81,14 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """As the agent's."""
-        with self.supernet.under(self.draw):
+        with self.supernet.using_draw(self.draw):
             if not self.replaced:  # functional_call walks through all modules, 4 % of a single-path search
                 return self.agent(pixels)
-            with forgotten_statistics(self.agent):  # of a policy that never was
+            with scratch_batch_norm_stats(self.agent):  # of a policy that never was
                 return functional_call(self.agent, self.replaced, (pixels,))
 
 
-class PerFrameStudent(Student):
+class AgentUnderFrameDraws(AgentUnderDraw):
     """The agent under a new draw for each frame where gradients are recorded, and as it acted where they are not.
 
     Args:
@@ -107,7 +107,7 @@ class PerFrameStudent(Student):
         # the generator must stay alike on all ranks, and each rank's frames need draws of their own
         rank, processes = rank_of_processes()
         gumbel = self.supernet.new_gumbel(self.generator, processes, len(pixels))[rank]
-        with self.supernet.under(Draw(gumbel, self.draw.tau, self.draw.ranking)):
+        with self.supernet.using_draw(Draw(gumbel, self.draw.tau, self.draw.ranking)):
             logits, value = self.agent(pixels)
         return logits, value
 
@@ -130,7 +130,7 @@ class OneLevel(SearchScheme):
     """
 
     rollouts_per_update = 1
-    student: type[Student] = Student
+    student: type[AgentUnderDraw] = AgentUnderDraw
 
     def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
         """See :class:`SearchScheme`."""
@@ -150,7 +150,7 @@ class OneLevelPerFrame(OneLevel):
     PPO's ratio accounts for the difference. Needs :class:`~a2d_lightning.nas.sampling.SoftSum`.
     """
 
-    student = PerFrameStudent
+    student = AgentUnderFrameDraws
 
 
 class BiLevel(SearchScheme):
@@ -167,7 +167,7 @@ class BiLevel(SearchScheme):
         metrics: Metrics = {}
         for total, found in self.alpha_losses(search, for_weights, for_alpha):
             metrics |= {f"alpha_{name}": value for name, value in found.items()} | search.step_alpha(total)
-        for total, found in search.losses(for_weights.rollout, Student(search, for_weights.draw)):
+        for total, found in search.losses(for_weights.rollout, AgentUnderDraw(search, for_weights.draw)):
             metrics |= found | search.step_weights(total)
         return metrics
 
@@ -175,7 +175,7 @@ class BiLevel(SearchScheme):
         self, search: Search, for_weights: DrawnRollout, for_alpha: DrawnRollout
     ) -> Iterator[tuple[Tensor, Metrics]]:
         """What alpha descends: L_total(theta, alpha) on its own rollout."""
-        return search.losses(for_alpha.rollout, Student(search, for_alpha.draw))
+        return search.losses(for_alpha.rollout, AgentUnderDraw(search, for_alpha.draw))
 
 
 class UnrolledBiLevel(BiLevel):
@@ -196,9 +196,9 @@ class UnrolledBiLevel(BiLevel):
         self, search: Search, for_weights: DrawnRollout, for_alpha: DrawnRollout
     ) -> Iterator[tuple[Tensor, Metrics]]:
         """Each minibatch of alpha's rollout after a virtual step on one of theta's."""
-        virtual = Student(search, for_alpha.draw)
+        virtual = AgentUnderDraw(search, for_alpha.draw)
         after = search.losses(for_alpha.rollout, virtual)
-        for total, _ in search.losses(for_weights.rollout, Student(search, for_weights.draw)):
+        for total, _ in search.losses(for_weights.rollout, AgentUnderDraw(search, for_weights.draw)):
             virtual.replaced = self.virtual_weights(search, total)
             yield next(after)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from a2d_lightning.models.layers import FrameShape
-from a2d_lightning.models.normalization import forgotten_statistics
+from a2d_lightning.models.normalization import scratch_batch_norm_stats
 from a2d_lightning.nas.architecture import Architecture
 from a2d_lightning.nas.derivation import Argmax, Derivation
 from a2d_lightning.nas.sampling import Sampling, SoftSum
@@ -115,7 +115,7 @@ class Supernet(nn.Module):
             ranking,
             use_reentrant=False,
             preserve_rng_state=False,
-            context_fn=lambda: (nullcontext(), forgotten_statistics(cell)),
+            context_fn=lambda: (nullcontext(), scratch_batch_norm_stats(cell)),
         )
 
     def weights(self) -> Tensor:
@@ -162,7 +162,7 @@ class Supernet(nn.Module):
         return Draw(self.gumbel.clone(), self.tau.clone(), self.ranking.clone())
 
     @contextmanager
-    def under(self, draw: Draw) -> Iterator[None]:
+    def using_draw(self, draw: Draw) -> Iterator[None]:
         """Inside, ``draw`` is the current draw."""
         kept = self.gumbel, self.tau, self.ranking
         self.gumbel, self.tau, self.ranking = draw.gumbel, draw.tau, draw.ranking
@@ -197,8 +197,8 @@ class Supernet(nn.Module):
 
     def macs_range(self) -> tuple[int, int]:
         """MACs of the cheapest and of the most expensive network in the search space."""
-        cheapest, dearest = self.exact_macs.amin(1).sum(), self.exact_macs.amax(1).sum()
-        return int(cheapest) + self.fixed_macs, int(dearest) + self.fixed_macs
+        cheapest, most_expensive = self.exact_macs.amin(1).sum(), self.exact_macs.amax(1).sum()
+        return int(cheapest) + self.fixed_macs, int(most_expensive) + self.fixed_macs
 
     def argmax_macs(self) -> int:
         """Compute the MACs of the network that has the operator with the highest alpha in each cell."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-GO_ON = -1
+KEEP_RNG = -1
 """A seed that leaves an environment's generator where it is (ale-py's own)."""
 
 
@@ -24,10 +24,10 @@ class Reset:
     mask: np.ndarray
     """bool ``[n]``, the environments."""
     seeds: np.ndarray
-    """int64 ``[n]``, :data:`GO_ON` where the generator goes on."""
+    """int64 ``[n]``, :data:`KEEP_RNG` where the generator goes on."""
 
 
-class Journal:
+class ActionLog:
     """Actions and resets of ``n`` environments that step together, back to the oldest seed that is still in force.
 
     Args:
@@ -50,7 +50,7 @@ class Journal:
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> None:
         """Notes new games, and forgets what happened before the oldest seed."""
         self.resets.append(Reset(self.steps, mask.copy(), seeds.copy()))
-        self.seeded_at[mask & (seeds != GO_ON)] = self.steps
+        self.seeded_at[mask & (seeds != KEEP_RNG)] = self.steps
         oldest = self.seeded_at.min()
         while self.first_step < oldest:
             self.actions.popleft()
@@ -61,7 +61,7 @@ class Journal:
     def last_seed(self, environment: int) -> int:
         """Return the seed that an environment was last given."""
         seeds = (int(r.seeds[environment]) for r in reversed(self.resets) if r.mask[environment])
-        return next(seed for seed in seeds if seed != GO_ON)
+        return next(seed for seed in seeds if seed != KEEP_RNG)
 
     def step(self, actions: np.ndarray) -> None:
         """Notes a step's actions, int ``[n]``."""
@@ -94,7 +94,7 @@ class Journal:
         }
 
     @staticmethod
-    def from_state_dict(state: dict[str, Any]) -> "Journal":
+    def from_state_dict(state: dict[str, Any]) -> "ActionLog":
         """The inverse of :meth:`state_dict`.
 
         Raises:
@@ -110,12 +110,12 @@ class Journal:
         ):
             if state[name].dtype != dtype or list(state[name].shape) != shape:
                 raise ValueError(f"{name} is {state[name].dtype} {list(state[name].shape)}, not {dtype} {shape}")
-        if (state["reset_seeds"] < GO_ON).any() or state["first_step"] < 0:
+        if (state["reset_seeds"] < KEEP_RNG).any() or state["first_step"] < 0:
             raise ValueError("seeds and steps are not negative")
-        journal = Journal(num_envs)
-        journal.first_step = state["first_step"]
-        journal.seeded_at = state["seeded_at"].numpy().copy()
-        journal.actions.extend(state["actions"].numpy())
+        action_log = ActionLog(num_envs)
+        action_log.first_step = state["first_step"]
+        action_log.seeded_at = state["seeded_at"].numpy().copy()
+        action_log.actions.extend(state["actions"].numpy())
         resets = zip(state["reset_steps"].tolist(), state["reset_masks"], state["reset_seeds"], strict=True)
-        journal.resets.extend(Reset(step, mask.numpy(), seeds.numpy()) for step, mask, seeds in resets)
-        return journal
+        action_log.resets.extend(Reset(step, mask.numpy(), seeds.numpy()) for step, mask, seeds in resets)
+        return action_log

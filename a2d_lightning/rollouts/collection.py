@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Games:
+class EnvSpec:
     """The games of one collector, as plain values that travel to other machines."""
 
     game: str
@@ -33,9 +33,9 @@ class Games:
     num_threads: int
     timeout_seconds: float
     seed: int
-    where: str
+    owner: str
     """Who plays them, for errors: ``rank 0``."""
-    first_core: int = -1
+    affinity_offset: int = -1
     """Of the emulators' threads, one to a core; -1 leaves them to the system."""
     acts_on_cpu: bool = True
     """Whether torch's threads act for them, and may be in their way."""
@@ -48,7 +48,7 @@ class Games:
         """The environments."""
         from a2d_lightning.rollouts.envs import make_env  # noqa: PLC0415 (slow to import)
 
-        watchdog = Watchdog(f"data.game: an environment of {self.game} ({self.where})", self.timeout_seconds)
+        watchdog = Watchdog(f"data.game: an environment of {self.game} ({self.owner})", self.timeout_seconds)
         parked = ParkedThreads(self.num_threads) if self.acts_on_cpu else None
         return make_env(
             self.game,
@@ -57,29 +57,29 @@ class Games:
             self.seed,
             self.num_threads,
             self.noop_max,
-            self.first_core,
+            self.affinity_offset,
             watchdog,
             parked,
             self.wrappers,
             self.max_env_steps_per_game,
         )
 
-    def shared_out(self, workers: int, threads: int) -> list["Games"]:
+    def split(self, workers: int, threads: int) -> list["EnvSpec"]:
         """Equal parts for ``workers`` of ``threads`` emulator threads each, with seeds of their own."""
         return [
             replace(
                 self,
                 num_envs=self.num_envs // workers,
                 num_threads=threads,
-                first_core=-1,
+                affinity_offset=-1,
                 seed=derived_seed(self.seed, worker),
-                where=f"{self.where}, worker {worker}",
+                owner=f"{self.owner}, worker {worker}",
             )
             for worker in range(workers)
         ]
 
 
-class Collecting(ABC):
+class RolloutSource(ABC):
     """Rollouts on demand."""
 
     @abstractmethod
@@ -96,7 +96,7 @@ class Collecting(ABC):
         """Ends the emulators."""
 
 
-class Collection(ABC):
+class CollectionBackend(ABC):
     """A way to collect."""
 
     @abstractmethod
@@ -105,8 +105,8 @@ class Collection(ABC):
 
     @abstractmethod
     def start(
-        self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
-    ) -> Collecting:
+        self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
+    ) -> RolloutSource:
         """Builds the environments around ``agent``, which is on ``device``.
 
         Args:
@@ -114,7 +114,7 @@ class Collection(ABC):
             agent: pixels to (logits, values); always the current weights.
             rollout_length: T.
             device: of the rollouts.
-            state: of :meth:`Collecting.state`, to go on there; empty to begin.
+            state: of :meth:`RolloutSource.state`, to go on there; empty to begin.
 
         Raises:
             SettingError: ``state`` is no such state.
@@ -125,26 +125,26 @@ class Collection(ABC):
         """What must stay the same for a ``state`` to fit."""
 
 
-class LocalCollection(Collection):
+class LocalCollection(CollectionBackend):
     """In the process that learns; its environments share one vector environment."""
 
     def check(self, num_envs: int) -> None:
         """Any number will do."""
 
     def start(
-        self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
-    ) -> Collecting:
-        """See :class:`Collection`."""
-        return _CollectingHere(games, agent, rollout_length, device, state)
+        self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
+    ) -> RolloutSource:
+        """See :class:`CollectionBackend`."""
+        return _LocalSource(games, agent, rollout_length, device, state)
 
     def description(self) -> str:
-        """See :class:`Collection`."""
+        """See :class:`CollectionBackend`."""
         return "LocalCollection"
 
 
-class _CollectingHere(Collecting):
+class _LocalSource(RolloutSource):
     def __init__(
-        self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
+        self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> None:
         from a2d_lightning.rollouts.collector import RolloutCollector  # noqa: PLC0415 (slow to import)
 

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.collectors import Collector
 
-from a2d_lightning.rollouts.envs import Decision
+from a2d_lightning.rollouts.envs import StepResult
 from a2d_lightning.runtime.errors import NonFiniteError
 
 
@@ -18,7 +18,7 @@ class RolloutCollector(Collector):
     Own code, since TorchRL's loop takes a third of the emulators' time again (benchmarks/README.md): its frames are
     copied into a rollout once, each to its place, and nothing but arrays is made a step.
 
-    A rollout is a TensorDict ``[n, T]`` with ``pixels``, ``action``, ``log_prob`` and ``next`` (:class:`Decision`'s
+    A rollout is a TensorDict ``[n, T]`` with ``pixels``, ``action``, ``log_prob`` and ``next`` (:class:`StepResult`'s
     fields and ``done``; all but pixels ``[n, T, 1]``). Its pixels and those of ``next`` share memory, which the next
     rollout uses again.
 
@@ -41,7 +41,7 @@ class RolloutCollector(Collector):
         pixels: np.ndarray = self._carrier["pixels"].numpy()
         frames = self._host_frames.numpy()
         np.copyto(frames[0], pixels)  # torch's copy would leave its threads spinning beside the emulators
-        decisions: list[Decision] = []
+        decisions: list[StepResult] = []
         actions: list[Tensor] = []
         # drawn at once and judged at once: between two steps every call finds the emulators' data in its cache
         noise = self.policy.noise(self.frames_per_batch, len(pixels), self.env.num_actions)
@@ -49,10 +49,10 @@ class RolloutCollector(Collector):
         for step in range(self.frames_per_batch):
             logits[step] = self.policy.logits(self._shown(step))
             actions.append((logits[step] + noise[step]).argmax(-1))  # [n]
-            decisions.append(self.env.play(actions[-1].cpu().numpy(), frames[step + 1]))
+            decisions.append(self.env.step_games(actions[-1].cpu().numpy(), frames[step + 1]))
             pixels, done = decisions[-1].pixels, decisions[-1].done
             if done.any():
-                pixels = self.env.begin(done)
+                pixels = self.env.reset_games(done)
                 if step + 1 < self.frames_per_batch:  # the last slot is for what the last decision led to
                     np.copyto(frames[step + 1], pixels)
         self._carrier["pixels"] = torch.from_numpy(pixels)
@@ -85,7 +85,7 @@ class RolloutCollector(Collector):
             self._device_frames[step].copy_(self._host_frames[step], non_blocking=True)
         return self._device_frames[step]
 
-    def _following(self, decisions: list[Decision]) -> Tensor:
+    def _following(self, decisions: list[StepResult]) -> Tensor:
         """What each step led to, ``[n, T, ...]``: the frames of the next one, unless a game ended between them."""
         following = self._device_frames[1:].transpose(0, 1)
         ends = [(step, each) for step, each in enumerate(decisions[:-1]) if each.done.any()]

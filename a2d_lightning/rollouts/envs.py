@@ -20,7 +20,7 @@ from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedCon
 from torchrl.envs import EnvBase
 
 from a2d_lightning.cpu.openmp_threads import ParkedThreads
-from a2d_lightning.rollouts.action_log import GO_ON, Journal, Reset
+from a2d_lightning.rollouts.action_log import KEEP_RNG, ActionLog, Reset
 from a2d_lightning.rollouts.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, atari_rom, is_gymnasium_id
 from a2d_lightning.rollouts.gymnasium_games import WrapperSetting, gymnasium_games
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
@@ -42,7 +42,7 @@ ATARI_IMAGE = (210, 160)
 
 
 @dataclass(frozen=True)
-class Decision:
+class StepResult:
     """What one decision of ``n`` games led to."""
 
     pixels: np.ndarray
@@ -78,7 +78,7 @@ class _Now:
 class GameEnv(EnvBase):
     """``n`` games side by side: :meth:`begin` and :meth:`play` on arrays, and the same as a TorchRL environment.
 
-    As such it reads ``action`` int64 ``[n]`` and writes :class:`Decision`'s fields and ``done``, all but pixels
+    As such it reads ``action`` int64 ``[n]`` and writes :class:`StepResult`'s fields and ``done``, all but pixels
     ``[n, 1]``. A reset reads ``_reset`` (which environments).
 
     Args:
@@ -122,7 +122,7 @@ class GameEnv(EnvBase):
             np.full(num_envs, np.inf),
         )
         self.decisions_per_seed = decisions_per_seed
-        self.journal = Journal(num_envs)
+        self.action_log = ActionLog(num_envs)
         self._is_restored = False
         self._set_seed(seed)
 
@@ -131,7 +131,7 @@ class GameEnv(EnvBase):
         self._seed_streams = [np.random.default_rng(child) for child in entropy.spawn(self.batch_size[0])]
         self._now.decisions_since_seed = np.full(self.batch_size[0], np.inf)
 
-    def begin(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> np.ndarray:
+    def reset_games(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> np.ndarray:
         """Begins new games.
 
         Args:
@@ -144,11 +144,11 @@ class GameEnv(EnvBase):
         now = self._now
         if seeds is None:
             due = mask & (now.decisions_since_seed >= self.decisions_per_seed)
-            seeds = np.full(len(mask), GO_ON)
+            seeds = np.full(len(mask), KEEP_RNG)
             for i in np.flatnonzero(due):
                 seeds[i] = self._seed_streams[i].integers(2**31)
-        self.journal.reset(mask, seeds)
-        now.decisions_since_seed[mask & (seeds != GO_ON)] = 0
+        self.action_log.reset(mask, seeds)
+        now.decisions_since_seed[mask & (seeds != KEEP_RNG)] = 0
         with self.parked or nullcontext(), self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
         # of the others a vector environment need not report anything that holds
@@ -159,7 +159,7 @@ class GameEnv(EnvBase):
             now.lives = np.where(mask, info["lives"], now.lives)
         return now.pixels
 
-    def play(self, actions: np.ndarray, frames: np.ndarray | None = None) -> Decision:
+    def step_games(self, actions: np.ndarray, frames: np.ndarray | None = None) -> StepResult:
         """Plays one decision of each game.
 
         Args:
@@ -180,7 +180,7 @@ class GameEnv(EnvBase):
                 self.parked.wake()
             if frames is not None:
                 np.copyto(frames, self._now.pixels)
-            self.journal.step(actions)
+            self.action_log.step(actions)
             self._now.decisions_since_seed += 1
             rewards = reward.astype(np.float32)
             if not np.isfinite(rewards).all():
@@ -190,7 +190,7 @@ class GameEnv(EnvBase):
             life_lost = lives < self._now.lives
             self._now.lives = lives
             ended, cut = terminated.astype(bool), truncated.astype(bool)
-            return Decision(self._now.pixels, rewards, self._now.game_score, life_lost, ended, cut)
+            return StepResult(self._now.pixels, rewards, self._now.game_score, life_lost, ended, cut)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         num_envs = self.batch_size[0]
@@ -198,7 +198,7 @@ class GameEnv(EnvBase):
         mask = np.ones(num_envs, dtype=np.bool_) if chosen is None else chosen.reshape(num_envs).numpy()
         goes_on, self._is_restored = self._is_restored and bool(mask.all()), False
         if not goes_on:
-            self.begin(mask)
+            self.reset_games(mask)
         no = torch.zeros(num_envs, 1, dtype=torch.bool)
         return TensorDict(
             {
@@ -213,7 +213,7 @@ class GameEnv(EnvBase):
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        decision = self.play(tensordict["action"].numpy())
+        decision = self.step_games(tensordict["action"].numpy())
         return TensorDict(
             {
                 "pixels": torch.from_numpy(decision.pixels),
@@ -243,7 +243,7 @@ class GameEnv(EnvBase):
         i = int(np.flatnonzero(~np.isfinite(rewards))[0])
         raise RunFailedError(
             f"{self._what} gave the reward {rewards[i]} in environment {i}, {self._now.decisions_since_seed[i]:.0f} "
-            f"steps after its reset with seed {self.journal.last_seed(i)}; rewards must be finite."
+            f"steps after its reset with seed {self.action_log.last_seed(i)}; rewards must be finite."
         )
 
     @property
@@ -253,7 +253,7 @@ class GameEnv(EnvBase):
     def game_state(self) -> dict[str, Any]:
         """Where the games are, as tensors, numbers and strings: what :meth:`restore_games` plays again."""
         return {
-            "journal": self.journal.state_dict(),
+            "journal": self.action_log.state_dict(),
             "seed_streams": [stream.bit_generator.state for stream in self._seed_streams],
         }
 
@@ -266,22 +266,22 @@ class GameEnv(EnvBase):
         Raises:
             ValueError, KeyError, TypeError: it is no such state.
         """
-        played = Journal.from_state_dict(state["journal"])
+        played = ActionLog.from_state_dict(state["journal"])
         if len(played.seeded_at) != self.batch_size[0]:
             raise ValueError(f"they are {len(played.seeded_at)} games, not {self.batch_size[0]}")
-        self.journal = Journal(self.batch_size[0])
-        self.journal.first_step = played.first_step
+        self.action_log = ActionLog(self.batch_size[0])
+        self.action_log.first_step = played.first_step
         if isinstance(self.vector, AtariVectorEnv):  # ale-py needs a full reset before a masked one
             everything = np.ones(self.batch_size[0], dtype=np.bool_)
-            _masked_reset(self.vector, np.full(self.batch_size[0], GO_ON), everything)
+            _masked_reset(self.vector, np.full(self.batch_size[0], KEEP_RNG), everything)
         for event in played.events():
             INTERRUPTION.check()
             self._is_restored = True
             if isinstance(event, Reset):
-                self.begin(event.mask, event.seeds)
+                self.reset_games(event.mask, event.seeds)
             else:
-                self.play(event)
-        self.journal = played
+                self.step_games(event)
+        self.action_log = played
         for stream, saved in zip(self._seed_streams, state["seed_streams"], strict=True):
             stream.bit_generator.state = saved
 
@@ -301,7 +301,7 @@ def make_env(
     seed: int,
     num_threads: int,
     noop_max: int,
-    first_core: int = -1,
+    affinity_offset: int = -1,
     watchdog: Watchdog | None = None,
     parked: ParkedThreads | None = None,
     wrappers: Sequence[WrapperSetting] = (),
@@ -316,7 +316,7 @@ def make_env(
         seed: fixes the seeds of all games to come.
         num_threads: emulator threads (Atari).
         noop_max: null operations at a game's start, 0 to ``noop_max - 1`` (Atari).
-        first_core: of the emulator threads' cores; -1 leaves them to the system.
+        affinity_offset: of the emulator threads' cores; -1 leaves them to the system.
         watchdog: ends the process when an emulator hangs.
         parked: makes room for the emulators while they work.
         wrappers: around each Gymnasium environment, the first one innermost.
@@ -328,7 +328,7 @@ def make_env(
     if is_gymnasium_id(game):
         games = gymnasium_games(game, num_envs, frames, wrappers, max_env_steps_per_game)
         return GameEnv(games, seed, GYMNASIUM_DECISIONS_PER_SEED, watchdog)
-    vector = atari_vector(game, num_envs, frames, num_threads, noop_max, first_core)
+    vector = atari_vector(game, num_envs, frames, num_threads, noop_max, affinity_offset)
     if wrappers:
         raise SettingError("data.wrappers: Atari games run in C++, outside of Gymnasium's wrappers; leave it out.")
     return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog, parked)
@@ -357,11 +357,11 @@ class ColorAtari(AtariVectorEnv):
 
 
 def atari_vector(
-    game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int, first_core: int = -1
+    game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int, affinity_offset: int = -1
 ) -> AtariVectorEnv:
     """ale-py's C++ vector environment with the usual preprocessing: skip, max of two frames, gray, null-op starts.
 
-    Its threads stay on the cores from ``first_core`` on, one each; where the system sees fit if that is -1.
+    Its threads stay on the cores from ``affinity_offset`` on, one each; where the system sees fit if that is -1.
 
     A lost life neither resets the game nor ends it here (ale-py's ``episodic_life`` would reset it, and
     ``life_loss_info`` marks it as its end); :class:`GameEnv` reports it from the drop in lives.
@@ -373,7 +373,7 @@ def atari_vector(
         atari_rom(game),
         num_envs,
         num_threads=num_threads,
-        thread_affinity_offset=first_core,
+        thread_affinity_offset=affinity_offset,
         max_num_frames_per_episode=ATARI_FRAMES_PER_GAME,
         repeat_action_probability=frames.sticky_action_probability,
         img_height=height,

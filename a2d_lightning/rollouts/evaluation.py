@@ -32,18 +32,18 @@ def play_games(env: "GameEnv", act: Act, game_seeds: Tensor) -> Tensor:
         Interrupted: the process was asked to stop.
     """
     num_envs = env.batch_size[0]
-    pixels = env.begin(np.ones(num_envs, dtype=np.bool_), game_seeds.numpy())
+    pixels = env.reset_games(np.ones(num_envs, dtype=np.bool_), game_seeds.numpy())
     scores = np.zeros(num_envs, dtype=np.float32)
     playing = np.ones(num_envs, dtype=np.bool_)
     while playing.any():
         INTERRUPTION.check()
         actions = np.zeros(num_envs, dtype=np.int64)
         actions[playing] = act(torch.from_numpy(pixels[playing])).cpu().numpy()
-        decision = env.play(actions)
+        decision = env.step_games(actions)
         ended = decision.done & playing
         scores[ended] = decision.game_score[ended]
         playing &= ~ended
-        pixels = env.begin(decision.done) if decision.done.any() else decision.pixels
+        pixels = env.reset_games(decision.done) if decision.done.any() else decision.pixels
     return torch.from_numpy(scores)
 
 

@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from a2d_lightning.rollouts.action_log import GO_ON
+from a2d_lightning.rollouts.action_log import KEEP_RNG
 from a2d_lightning.rollouts.games import FrameSettings, import_game
 from a2d_lightning.rollouts.image_format import image_format
 from a2d_lightning.runtime.errors import SettingError
@@ -84,8 +84,8 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         """Begin new games.
 
         Args:
-            seed: int64 ``[num_envs]``; :data:`~a2d_lightning.rollouts.action_log.GO_ON` keeps an environment's random
-                numbers.
+            seed: int64 ``[num_envs]``; :data:`~a2d_lightning.rollouts.action_log.KEEP_RNG` keeps an environment's
+                random numbers.
             options: ``reset_mask``, bool ``[num_envs]``: which environments; all if absent.
 
         Returns:
@@ -93,7 +93,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         """
         mask = np.ones(self.num_envs, dtype=np.bool_) if options is None else options["reset_mask"]
         for i in np.flatnonzero(mask).tolist():
-            observation, info = self.envs[i].reset(seed=None if seed[i] == GO_ON else int(seed[i]))
+            observation, info = self.envs[i].reset(seed=None if seed[i] == KEEP_RNG else int(seed[i]))
             image = observation if self.format.key is None else observation[self.format.key]
             if not self._is_checked:
                 self.format.check(self.game, image)

@@ -47,7 +47,7 @@ class SamplingPolicy(TensorDictModuleBase):
         return tensordict
 
 
-def choose(logits: Tensor, choice: ActionChoice, generator: torch.Generator) -> Tensor:
+def select_actions(logits: Tensor, choice: ActionChoice, generator: torch.Generator) -> Tensor:
     """Actions int64 ``[B]`` from logits ``[B, actions]``: sampled, as the policy was trained, or its most likely."""
     if choice == "greedy":
         return logits.argmax(-1)

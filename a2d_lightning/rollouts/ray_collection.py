@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from a2d_lightning.models.normalization import normalizes_by_time_step
-from a2d_lightning.rollouts.collection import Collecting, Collection, Games, restoring
+from a2d_lightning.rollouts.collection import CollectionBackend, EnvSpec, RolloutSource, restoring
 from a2d_lightning.rollouts.policy import SamplingPolicy
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
 from a2d_lightning.runtime.signals import INTERRUPTION
@@ -23,7 +23,7 @@ from a2d_lightning.runtime.signals import INTERRUPTION
 CPU = torch.device("cpu")
 
 
-class RayCollection(Collection):
+class RayCollection(CollectionBackend):
     """By TorchRL's Ray collector: each worker plays an equal part of the environments and acts for them on its CPU.
 
     On-policy all the same: workers get the weights before each rollout, and the update waits for all of them. Under
@@ -44,7 +44,7 @@ class RayCollection(Collection):
         self.address = address
 
     def check(self, num_envs: int) -> None:
-        """See :class:`Collection`."""
+        """See :class:`CollectionBackend`."""
         if num_envs % self.num_workers:
             raise SettingError(
                 f"data.collection.num_workers: {self.num_workers} workers cannot share data.num_envs {num_envs} "
@@ -52,9 +52,9 @@ class RayCollection(Collection):
             )
 
     def start(
-        self, games: Games, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
-    ) -> Collecting:
-        """See :class:`Collection`.
+        self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
+    ) -> RolloutSource:
+        """See :class:`CollectionBackend`.
 
         Raises:
             SettingError: no such cluster, too few cores in it, or a network whose frames must act together.
@@ -64,10 +64,10 @@ class RayCollection(Collection):
                 "data.collection: model.normalization per_step normalizes over all games of a time step, which "
                 "RayCollection's workers play apart; take another of the two."
             )
-        return _CollectingElsewhere(self, games, agent, rollout_length, device, state)
+        return _RaySource(self, games, agent, rollout_length, device, state)
 
     def description(self) -> str:
-        """See :class:`Collection`."""
+        """See :class:`CollectionBackend`."""
         return f"RayCollection of {self.num_workers}"
 
     def connect(self) -> bool:
@@ -85,7 +85,7 @@ class RayCollection(Collection):
         if new:
             settings: dict[str, Any] = {"include_dashboard": False} if self.address == "local" else {}
             try:
-                self._knock()
+                self._check_reachable()
                 ray.init(address=self.address, logging_level=logging.ERROR, **settings)
             except (OSError, ValueError, RuntimeError) as error:
                 raise SettingError(
@@ -103,18 +103,18 @@ class RayCollection(Collection):
             )
         return new
 
-    def _knock(self) -> None:
+    def _check_reachable(self) -> None:
         """Ray goes on asking for minutes at an address where nobody is."""
         host, _, port = self.address.rpartition(":")
         if host and port.isdecimal():
             socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
-class _CollectingElsewhere(Collecting):
+class _RaySource(RolloutSource):
     def __init__(
         self,
         settings: RayCollection,
-        games: Games,
+        games: EnvSpec,
         agent: nn.Module,
         rollout_length: int,
         device: torch.device,
@@ -122,13 +122,13 @@ class _CollectingElsewhere(Collecting):
     ) -> None:
         self.agent = agent
         self.device = device
-        self.where = games.where
+        self.owner = games.owner
         self.connected = settings.connect()
         from torchrl.collectors.distributed import RayCollector  # noqa: PLC0415 (imports Ray)
 
         from a2d_lightning.rollouts.ray_worker import Worker  # noqa: PLC0415 (slow to import)
 
-        parts = games.shared_out(settings.num_workers, settings.cpus_per_worker)
+        parts = games.split(settings.num_workers, settings.cpus_per_worker)
         copied = copy.deepcopy(agent).to(CPU)
         with warnings.catch_warnings():
             # the weights travel with the request for a rollout: TorchRL's own way sends no channels_last ones
@@ -149,7 +149,7 @@ class _CollectingElsewhere(Collecting):
         if state:
             try:
                 with restoring():
-                    self._all("go_on", [(part,) for part in state["workers"]])
+                    self._all("load_state", [(part,) for part in state["workers"]])
             except BaseException:
                 self.shutdown()  # nobody else will
                 raise
@@ -162,7 +162,7 @@ class _CollectingElsewhere(Collecting):
         return torch.cat(self._all("collect", [request for _ in self.collector.remote_collectors])).to(self.device)
 
     def state(self) -> dict[str, Any]:
-        return {"workers": self._all("play_state", [() for _ in self.collector.remote_collectors])}
+        return {"workers": self._all("state_dict", [() for _ in self.collector.remote_collectors])}
 
     def shutdown(self) -> None:
         import ray  # noqa: PLC0415 (optional)
@@ -183,7 +183,7 @@ class _CollectingElsewhere(Collecting):
                 found = ray.get(answer)
             except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
                 raise RunFailedError(
-                    f"data.collection: {self.where}, worker {number} of {len(workers)} on the Ray cluster has died "
+                    f"data.collection: {self.owner}, worker {number} of {len(workers)} on the Ray cluster has died "
                     f"({type(error).__name__}; its own words are above or in Ray's logs); go on with --ckpt_path last."
                 ) from error
             if isinstance(found, Exception):

@@ -12,7 +12,7 @@ from a2d_lightning.rollouts.collector import RolloutCollector
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-def _answers(method: M) -> M:
+def return_exceptions(method: M) -> M:
     """Gives back what ``method`` raises: Ray 2.60 ends the process of a collector that lets an error out."""
 
     @functools.wraps(method)
@@ -32,7 +32,7 @@ class Worker(RolloutCollector):
         # Ray puts it in front of each line that a worker prints
         return "a2d_lightning"
 
-    @_answers
+    @return_exceptions
     def collect(self, weights: dict[str, Any], training: bool) -> TensorDict:
         """A rollout ``[num_envs, T]`` under these weights and buffers."""
         agent = self.policy.agent
@@ -41,13 +41,13 @@ class Worker(RolloutCollector):
         with frozen_batch_norm_statistics(agent):
             return self.next()
 
-    @_answers
-    def play_state(self) -> dict[str, Any]:
-        """See :meth:`Collecting.state`."""
+    @return_exceptions
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`RolloutSource.state`."""
         return {"games": self.env.game_state(), "policy_generator": self.policy.generator.get_state()}
 
-    @_answers
-    def go_on(self, state: dict[str, Any]) -> None:
+    @return_exceptions
+    def load_state(self, state: dict[str, Any]) -> None:
         """Brings games and random numbers to ``state``."""
         self.env.restore_games(state["games"])
         self.reset()

@@ -8,7 +8,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def gathered(mine: T) -> list[T]:
+def all_gather_objects(mine: T) -> list[T]:
     """Every process's value, by rank; all processes must call it. Without a process group the own one alone."""
     if not _grouped():
         return [mine]
@@ -22,13 +22,13 @@ def rank_of_processes() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
 
 
-def own(everyone: list[T]) -> T | None:
-    """What :func:`gathered` had of this process; none where there were more or fewer processes."""
+def this_rank(everyone: list[T]) -> T | None:
+    """What :func:`all_gather_objects` had of this process; none where there were more or fewer processes."""
     rank, number = rank_of_processes()
     return everyone[rank] if len(everyone) == number else None
 
 
-def any_rank(flags: Tensor) -> Tensor:
+def all_reduce_any(flags: Tensor) -> Tensor:
     """Bool tensor: which ``flags`` (bool, on the processes' device) are set in any process; all must call it."""
     if not _grouped():
         return flags

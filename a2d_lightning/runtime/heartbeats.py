@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from a2d_lightning.runtime.distributed import gathered
+from a2d_lightning.runtime.distributed import all_gather_objects
 
 BEAT_SECONDS = 1.0
 
@@ -32,7 +32,7 @@ class Heartbeats:
         self.timeout_seconds = timeout_seconds
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.host = socket.gethostname()
-        self.processes: list[tuple[str, int]] = gathered((self.host, os.getpid()))
+        self.processes: list[tuple[str, int]] = all_gather_objects((self.host, os.getpid()))
         self._store = self._connect()
         self._store.set(f"beat{self.rank}", "0")
         dist.barrier()
@@ -65,7 +65,7 @@ class Heartbeats:
         if self.rank == 0:
             store = dist.TCPStore(address, 0, None, is_master=True, wait_for_workers=False)
             port = store.port
-        port = gathered(port)[0]
+        port = all_gather_objects(port)[0]
         return store if self.rank == 0 else dist.TCPStore(address, port, None, is_master=False)
 
     def _beat(self) -> None:

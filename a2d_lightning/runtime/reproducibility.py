@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 
-def circumstances(device: torch.device) -> dict[str, Any]:
+def environment_fingerprint(device: torch.device) -> dict[str, Any]:
     """Of this process, by the name that a person would give them."""
     return {
         "torch": str(torch.__version__),
@@ -20,7 +20,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     }
 
 
-def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, in words."""
     return [f"{name} was {value} and is {now.get(name)}" for name, value in was.items() if value != now.get(name)]
 

@@ -35,7 +35,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.asked_by = ""
+        self.received = ""
         """The signal's name, once there was one."""
         self.exit_status = INTERRUPTED
         """Of this process, when the thread ends it."""
@@ -43,12 +43,12 @@ class Interruption:
         """Until the thread ends it."""
         self.saving = threading.Lock()
         """Held while a checkpoint is written."""
-        self.heard: Callable[[int], None] | None = None
+        self.on_signal: Callable[[int], None] | None = None
         """Told of the first signal, from the thread."""
         self._ends_process = self._ctrl_c = False
         self._handled_ctrl_c = 0
         self._over = threading.Event()
-        self._mouth: int | None = None
+        self._wakeup_writer: int | None = None
         self._wakeup_before = -1
         self._handlers: dict[int, Any] = {}
 
@@ -66,16 +66,16 @@ class Interruption:
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        if self._mouth is None:
-            ears, mouth = socket.socketpair()
-            mouth.setblocking(False)
-            self._mouth = mouth.detach()
-            threading.Thread(target=self._listen, args=[ears], daemon=True, name="signals").start()
+        if self._wakeup_writer is None:
+            reader, writer = socket.socketpair()
+            writer.setblocking(False)
+            self._wakeup_writer = writer.detach()
+            threading.Thread(target=self._listen, args=[reader], daemon=True, name="signals").start()
         if not self.is_catching:
             self._ends_process = ends_process
             self._over = threading.Event()
             self._handled_ctrl_c = 0
-            self._wakeup_before = signal.set_wakeup_fd(self._mouth, warn_on_full_buffer=False)
+            self._wakeup_before = signal.set_wakeup_fd(self._wakeup_writer, warn_on_full_buffer=False)
         for signum in SIGNALS:
             handler = signal.signal(signum, self._handle)
             self._handlers.setdefault(signum, handler)
@@ -85,7 +85,7 @@ class Interruption:
         if self.is_catching:
             self.catch_signals()
 
-    def leave_signals(self) -> None:
+    def restore_handlers(self) -> None:
         """Restore the handlers of before, and forget the signals that came."""
         if self.is_catching:
             signal.set_wakeup_fd(self._wakeup_before)
@@ -93,7 +93,7 @@ class Interruption:
             signal.signal(signum, handler)
         self._handlers.clear()
         self._over.set()
-        self.asked_by, self.heard = "", None
+        self.received, self.on_signal = "", None
 
     def check(self) -> None:
         """Stop here if the process was asked to.
@@ -101,8 +101,8 @@ class Interruption:
         Raises:
             Interrupted: it was.
         """
-        if self.asked_by:
-            raise Interrupted(self.asked_by)
+        if self.received:
+            raise Interrupted(self.received)
 
     def _handle(self, signum: int, frame: Any) -> None:
         """The thread hears of the signal by other means, sooner or later than this handler."""
@@ -110,28 +110,28 @@ class Interruption:
         if self._handled_ctrl_c > 1 and not self._ends_process:
             raise KeyboardInterrupt
 
-    def _listen(self, ears: socket.socket) -> None:
-        while signals := ears.recv(1):
+    def _listen(self, reader: socket.socket) -> None:
+        while signals := reader.recv(1):
             signum = signals[0]
             if signum not in SIGNALS or not self.is_catching:
                 continue
-            if self.asked_by:
+            if self.received:
                 if signum == signal.SIGINT and self._ends_process and self._ctrl_c:
                     os._exit(self.exit_status)
                 self._ctrl_c |= signum == signal.SIGINT
                 continue
             self._ctrl_c = signum == signal.SIGINT
-            self.asked_by = signal.Signals(signum).name
+            self.received = signal.Signals(signum).name
             if self._ends_process:
                 threading.Thread(target=self._end_late, args=[self._over], daemon=True, name="grace").start()
-            if self.heard is not None:
-                self.heard(signum)
+            if self.on_signal is not None:
+                self.on_signal(signum)
 
     def _end_late(self, over: threading.Event) -> None:
         if over.wait(self.grace_seconds):
             return
         self.saving.acquire(timeout=2.0)
-        print(f"interrupted by {self.asked_by}: what was under way took too long and was dropped", file=sys.stderr)
+        print(f"interrupted by {self.received}: what was under way took too long and was dropped", file=sys.stderr)
         sys.stderr.flush()
         os._exit(self.exit_status)
 

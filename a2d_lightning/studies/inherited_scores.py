@@ -17,7 +17,7 @@ from a2d_lightning.nas.architecture import Architecture
 from a2d_lightning.nas.supernet import Supernet, inherit_weights
 from a2d_lightning.rollouts.evaluation import play_games
 from a2d_lightning.rollouts.games import FrameSettings
-from a2d_lightning.rollouts.policy import choose
+from a2d_lightning.rollouts.policy import select_actions
 from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.plain_checkpoints import load
 
@@ -74,7 +74,7 @@ class InheritedScores:
         env = self._data().make_env(self.games, seed=0)
         try:
             scores = play_games(
-                env, lambda pixels: choose(agent(pixels)[0], "sampled", generator), torch.arange(self.games)
+                env, lambda pixels: select_actions(agent(pixels)[0], "sampled", generator), torch.arange(self.games)
             )
         finally:
             env.close()

@@ -14,7 +14,7 @@ from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.signals import INTERRUPTION
 from a2d_lightning.studies.bank import plan_text
 from a2d_lightning.studies.inherited_scores import InheritedScores
-from a2d_lightning.studies.judge_report import draw, to_json, to_markdown
+from a2d_lightning.studies.judge_report import plot, to_json, to_markdown
 from a2d_lightning.studies.judgement import judge_game
 from a2d_lightning.studies.scores import Networks, last_common_env_steps, networks_of, read_tables
 from a2d_lightning.studies.statistics import Array
@@ -77,7 +77,7 @@ def judge(args: list[str]) -> None:
     try:
         write_atomically(output / "judge.json", (json.dumps(to_json(judgements, env_steps), indent=1) + "\n").encode())
         write_atomically(output / "judge.md", text.encode())
-        draw(judgements, output / "judge.png")
+        plot(judgements, output / "judge.png")
     except OSError as error:
         raise SettingError(f"--output: {settings.output!r} cannot be written ({error.strerror}).") from error
     print(text, end="")

@@ -170,7 +170,7 @@ WIDE_RANGE = 3
 """Costs are drawn on a logarithmic axis where the highest is as many times the lowest."""
 
 
-def draw(judgements: Sequence[Judgement], output: Path) -> None:
+def plot(judgements: Sequence[Judgement], output: Path) -> None:
     """Write a picture: score against MACs, a panel for each game.
 
     Raises:

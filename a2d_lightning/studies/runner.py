@@ -79,7 +79,7 @@ def run_here(jobs: Sequence[Job], workers: int) -> Iterator[Ended]:
     running: dict[BaseProcess, tuple[Job, float]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < workers and not INTERRUPTION.asked_by:
+            while waiting and len(running) < workers and not INTERRUPTION.received:
                 job = waiting.popleft()
                 starts[job.name] = starts.get(job.name, 0) + 1
                 running[start_process(job)] = job, time.monotonic()

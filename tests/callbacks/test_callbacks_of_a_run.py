@@ -90,7 +90,7 @@ def test_a_run_without_our_callbacks_stops_when_asked_to(tmp_path, monkeypatch, 
     def training_step(self, rollout, batch_idx):
         real(self, rollout, batch_idx)
         if batch_idx == 1:
-            INTERRUPTION.asked_by = "SIGTERM"
+            INTERRUPTION.received = "SIGTERM"
 
     monkeypatch.setattr(ActorCriticModule, "training_step", training_step)
     with pytest.raises(SystemExit) as exit_:

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import callbacks
 from runs import CATCH_ARGS, fit
 
+pytestmark = pytest.mark.thorough
+
 WITHOUT_TEACHER = ["--model.distillation", "none", "--model.teacher", "null"]
 
 CALLBACKS = {

@@ -77,7 +77,7 @@ def test_an_alpha_that_froze_before_half_of_the_search_is_noticed():
 def test_the_search_is_counted_from_the_end_of_the_warm_up():
     still = torch.zeros(4, 9)
     # 400 steps of warm-up: half of the remaining 600 is over at 700
-    assert search(700, still, alpha_warmup_env_steps=400).searched == 0.5
+    assert search(700, still, alpha_warmup_env_steps=400).search_progress == 0.5
     assert kinds(search(399, still, alpha_warmup_env_steps=400)) == []
     assert kinds(search(699, still, alpha_warmup_env_steps=400)) == []
     assert kinds(search(700, still, alpha_warmup_env_steps=400)) == ["still"]

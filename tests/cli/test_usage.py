@@ -10,7 +10,7 @@ import pytest
 
 from a2d_lightning import __version__
 from a2d_lightning.cli.main import A2DCLI, COMMANDS
-from a2d_lightning.cli.usage import OVERVIEW
+from a2d_lightning.cli.usage import USAGE
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_every_command_is_named() -> None:
-    named = re.findall(r"^  ([a-z_]+)(?= {2,}|$)", OVERVIEW, re.MULTILINE)
+    named = re.findall(r"^  ([a-z_]+)(?= {2,}|$)", USAGE, re.MULTILINE)
     assert named == [*("fit", "validate", "test"), *COMMANDS]
     assert set(A2DCLI.subcommands()) <= set(named)
 
@@ -35,14 +35,14 @@ def test_the_first_page_needs_no_torch(option: str) -> None:
     code += "; print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     text, _, modules = done.stdout.rstrip().rpartition("\n")
-    assert text.rstrip() == (f"a2d_lightning {__version__}" if option == "--version" else OVERVIEW.rstrip())
+    assert text.rstrip() == (f"a2d_lightning {__version__}" if option == "--version" else USAGE.rstrip())
     assert not {"torch", "lightning", "jsonargparse", "numpy"} & set(modules.split())
 
 
 def test_without_a_command_it_is_an_error(start, capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
         start()
-    assert exit_.value.code == OVERVIEW.rstrip()  # which the interpreter prints to stderr, with status 1
+    assert exit_.value.code == USAGE.rstrip()  # which the interpreter prints to stderr, with status 1
 
 
 def test_the_rest_goes_to_the_command_line(start, monkeypatch) -> None:

@@ -39,7 +39,7 @@ def test_gradients_are_those_of_a_convolution_in_double_precision(
     plain = nn.Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False).double()
     plain.weight.data.copy_(layer.weight)
     x = torch.randn(19, channels, *size).to(memory_format=torch.channels_last)  # 16 shares of the images
-    with patch.object(depthwise, "_of_weight", wraps=depthwise._of_weight) as quick:
+    with patch.object(depthwise, "_grad_weight", wraps=depthwise._grad_weight) as quick:
         found = gradients(layer, x, second)
     assert quick.called
     for mine, expected in zip(found, gradients(plain, x.double(), second), strict=True):
@@ -49,13 +49,13 @@ def test_gradients_are_those_of_a_convolution_in_double_precision(
 def test_gradients_keep_the_layout() -> None:
     layer = depthwise_5x5(16, 1).to(memory_format=torch.channels_last)
     x = torch.randn(4, 16, 7, 7).to(memory_format=torch.channels_last)
-    of_x = gradients(layer, x)[1]
-    assert of_x.is_contiguous(memory_format=torch.channels_last)
+    grad_x = gradients(layer, x)[1]
+    assert grad_x.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_does_not_fit_goes_the_usual_way() -> None:
     channels_last = {"memory_format": torch.channels_last}
-    with patch.object(depthwise, "_of_weight") as quick:
+    with patch.object(depthwise, "_grad_weight") as quick:
         depthwise_5x5(12, 1)(torch.randn(4, 12, 7, 7).to(**channels_last)).sum().backward()  # channels
         depthwise_5x5(16, 1)(torch.randn(4, 16, 7, 7)).sum().backward()  # layout
         depthwise_5x5(16, 1).double()(torch.randn(4, 16, 7, 7).double().to(**channels_last)).sum().backward()
@@ -80,7 +80,7 @@ def test_autocast_computes_in_bfloat16_as_ever() -> None:
 def test_frozen_weights_get_no_gradient() -> None:
     layer = depthwise_5x5(16, 1).requires_grad_(False)
     x = torch.randn(96, 16, 11, 11).to(memory_format=torch.channels_last).requires_grad_()
-    with patch.object(depthwise, "_of_weight") as quick:
+    with patch.object(depthwise, "_grad_weight") as quick:
         layer(x).sum().backward()
     assert not quick.called
     assert layer.weight.grad is None

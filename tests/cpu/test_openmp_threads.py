@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from a2d_lightning.cpu import openmp_threads as parking
-from a2d_lightning.cpu.openmp_threads import ParkedThreads, first_core
+from a2d_lightning.cpu.openmp_threads import ParkedThreads, affinity_offset
 from a2d_lightning.rollouts.envs import FrameSettings, make_env
 
 MANY = 10_000
@@ -111,13 +111,13 @@ def test_threads_are_bound_only_where_they_fill_the_machine(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(parking, "usable_cores", lambda: usable)
-    assert first_core(num_threads, process, processes) == expected
+    assert affinity_offset(num_threads, process, processes) == expected
 
 
 def emulator_cores(first: int) -> list[set[int]]:
     """Where each thread of a new environment may run."""
     before = set(os.listdir("/proc/self/task"))
-    env = make_env("Pong", 2, FrameSettings(), 0, num_threads=2, noop_max=1, first_core=first)
+    env = make_env("Pong", 2, FrameSettings(), 0, num_threads=2, noop_max=1, affinity_offset=first)
     found = [os.sched_getaffinity(int(thread)) for thread in sorted(set(os.listdir("/proc/self/task")) - before)]
     env.close()
     return found

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
@@ -34,7 +36,7 @@ class Interrupts(L.Callback):
             return
         if self.rollouts == 2:
             os.kill(os.getpid(), signal.SIGINT)
-            while not INTERRUPTION.asked_by:
+            while not INTERRUPTION.received:
                 time.sleep(0.01)
             if HOW == "twice":
                 os.kill(os.getpid(), signal.SIGINT)

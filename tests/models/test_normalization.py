@@ -17,9 +17,9 @@ from a2d_lightning.models.normalization import (
     RunningBatchNorm2d,
     frozen_batch_norm_statistics,
     inference_normalization,
-    move_running_statistics,
     recalibrate,
     time_steps,
+    update_running_stats,
     with_normalization,
 )
 from a2d_lightning.nas.architecture import Architecture
@@ -214,7 +214,7 @@ def test_running_statistics_move_by_momentum_towards_the_mean_of_the_batches_see
     batches = [random_maps(4, seed=1), 2 * random_maps(9, seed=2), 5 + random_maps(2, seed=3)]
     for batch in batches:
         network(batch)
-    move_running_statistics(network, lambda x: x)
+    update_running_stats(network, lambda x: x)
     with torch.no_grad():
         inputs = [batches, [before[0].eval()(batch) for batch in batches]]
     for layer, old, seen, momentum in zip(network, before, inputs, (0.1, 0.5), strict=True):
@@ -233,14 +233,14 @@ def test_all_ranks_move_their_running_statistics_alike() -> None:
     sent: list[Tensor] = []
     for rank, x in zip(ranks, frames, strict=True):
         rank.train()(x)
-        move_running_statistics(copy.deepcopy(rank), lambda x: sent.append(x) or x)
+        update_running_stats(copy.deepcopy(rank), lambda x: sent.append(x) or x)
     assert all(x.shape == (2 * 2 * CHANNELS,) for x in sent)  # one exchange each
     for rank in ranks:
-        move_running_statistics(rank, lambda x: (sent[0] + sent[1]) / 2)
+        update_running_stats(rank, lambda x: (sent[0] + sent[1]) / 2)
     alone = scrambled(nn.Sequential(RunningBatchNorm2d(CHANNELS), RunningBatchNorm2d(CHANNELS))).train()
     for x in frames:
         alone(x)
-    move_running_statistics(alone, lambda x: x)
+    update_running_stats(alone, lambda x: x)
     for name, expected in alone.state_dict().items():
         for rank in ranks:
             torch.testing.assert_close(rank.state_dict()[name], expected)
@@ -249,15 +249,15 @@ def test_all_ranks_move_their_running_statistics_alike() -> None:
 def test_what_was_seen_moves_statistics_once() -> None:
     layer = scrambled(RunningBatchNorm2d(CHANNELS)).train()
     layer(random_maps(4))
-    move_running_statistics(layer, lambda x: x)
+    update_running_stats(layer, lambda x: x)
     moved, calls = layer.running_mean.clone(), []
-    move_running_statistics(layer, lambda x: calls.append(x) or x)
+    update_running_stats(layer, lambda x: calls.append(x) or x)
     assert not calls
     assert torch.equal(layer.running_mean, moved)
     # and what is seen afterwards is not mixed with it
     later = random_maps(4, seed=1)
     layer(later)
-    move_running_statistics(layer, lambda x: x)
+    update_running_stats(layer, lambda x: x)
     torch.testing.assert_close(layer.running_mean, 0.9 * moved + 0.1 * moments(later)[0])
 
 
@@ -274,7 +274,7 @@ def test_acting_and_evaluation_leave_all_statistics_where_they_are(network: str,
         net(torch.rand(4, *FRAME))
         with time_steps(net, 2, 2):
             net(torch.rand(5, *FRAME))
-        move_running_statistics(net, lambda x: x)
+        update_running_stats(net, lambda x: x)
 
     with frozen_batch_norm_statistics(net):
         see()

@@ -21,7 +21,7 @@ from a2d_lightning.models.networks import ActorCritic, initialize, resnet
 from a2d_lightning.models.normalization import (
     Normalization,
     frozen_batch_norm_statistics,
-    move_running_statistics,
+    update_running_stats,
     with_normalization,
 )
 from a2d_lightning.modules import TeacherModule
@@ -79,7 +79,7 @@ def fit_once(network: str, kind: Normalization) -> ActorCritic:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        move_running_statistics(agent, lambda x: x)
+        update_running_stats(agent, lambda x: x)
     return agent
 
 

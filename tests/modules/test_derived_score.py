@@ -25,7 +25,7 @@ from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
 from a2d_lightning.rl.algorithms import A2C, PPO, Algorithm
 from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.rollouts.evaluation import play_games
-from a2d_lightning.rollouts.policy import choose
+from a2d_lightning.rollouts.policy import select_actions
 
 register()
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -210,7 +210,7 @@ def test_both_scores_are_those_of_the_same_games_played_by_hand(search: Search) 
             env = search.data.make_env(len(seeds), seed=0)
             generator = torch.Generator().manual_seed(int(seeds[0]))
             scores.append(
-                play_games(env, lambda pixels, a=agent, g=generator: choose(a(pixels)[0], "sampled", g), seeds)
+                play_games(env, lambda pixels, a=agent, g=generator: select_actions(a(pixels)[0], "sampled", g), seeds)
             )
             env.close()
         found[name] = torch.cat(scores).mean().item()

@@ -8,6 +8,8 @@ import pytest
 import torch
 from runs import CATCH_ARGS, fit, metrics, same
 
+pytestmark = pytest.mark.thorough
+
 ARGS = [*CATCH_ARGS, "--data.evaluation_games", "2"]
 
 

@@ -24,6 +24,8 @@ from a2d_lightning.rl.algorithms import PPO
 from a2d_lightning.rl.losses import actor_distillation_loss, critic_distillation_loss
 from a2d_lightning.rollouts.envs import FrameSettings, make_env
 
+pytestmark = pytest.mark.thorough
+
 register()
 FRAMES = FrameSettings(size=SIZE, stack=1, skip=1)
 BEST = 1.0

@@ -12,6 +12,8 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.runtime.signals import INTERRUPTION
 from callbacks.run_checkpoint import RunCheckpoint
 
+pytestmark = pytest.mark.thorough
+
 register()
 odd_games.register()
 ROLLOUT = 20
@@ -143,14 +145,14 @@ def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resume
 
     def asked_to_stop(self, seeds, batch_idx):
         if self.env_steps == stopped_at:
-            monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+            monkeypatch.setattr(INTERRUPTION, "received", "SIGTERM")
         real(self, seeds, batch_idx)
 
     monkeypatch.setattr(ActorCriticModule, "validation_step", asked_to_stop)
     with pytest.raises(SystemExit):
         fit("teacher", tmp_path / "parts", 400, *args)
     assert sum("val/score" in row for row in metrics(tmp_path / "parts")) == stopped_at // 200 - 1
-    monkeypatch.setattr(INTERRUPTION, "asked_by", "")
+    monkeypatch.setattr(INTERRUPTION, "received", "")
     monkeypatch.setattr(ActorCriticModule, "validation_step", real)
     fit("teacher", tmp_path / "parts", 400, *args, "--ckpt_path", "last")
     whole, parts = (
@@ -168,12 +170,12 @@ def test_a_run_stopped_between_an_evaluation_and_the_next_rollout_counts_no_batc
 
     def asked_to_stop(self, trainer, pl_module):
         real(self, trainer, pl_module)
-        monkeypatch.setattr(INTERRUPTION, "asked_by", "SIGTERM")
+        monkeypatch.setattr(INTERRUPTION, "received", "SIGTERM")
 
     monkeypatch.setattr(RunCheckpoint, "on_train_epoch_end", asked_to_stop)
     with pytest.raises(SystemExit):
         fit("teacher", tmp_path / "parts", 400, *args)
-    monkeypatch.setattr(INTERRUPTION, "asked_by", "")
+    monkeypatch.setattr(INTERRUPTION, "received", "")
     monkeypatch.setattr(RunCheckpoint, "on_train_epoch_end", real)
     assert [row["val/score"] for row in metrics(tmp_path / "parts") if "val/score" in row] != []
     fit("teacher", tmp_path / "parts", 400, *args, "--ckpt_path", "last")

@@ -161,7 +161,7 @@ def test_in_the_warm_up_every_rollout_trains_the_weights_and_none_alpha(
     # alpha moves with the first rollout that is begun after the warm-up
     driven = Driven(monkeypatch, scheme=scheme, alpha_warmup_env_steps=warmup)
     for seed in range(6):
-        assert driven.module.alpha_moves == (seed >= 3)
+        assert driven.module.alpha_is_trained == (seed >= 3)
         driven.give(make_rollout(seed))
     assert driven.moved == [(True, False)] * 3 + afterwards
 

@@ -300,7 +300,7 @@ def test_under_a_draw_the_supernet_is_as_it_was_then_and_afterwards_as_it_is(fai
     assert not torch.equal(now, then)
     assert (later.ranking[:, 0] != earlier.ranking[:, 0]).any()
     try:
-        with supernet.under(earlier):
+        with supernet.using_draw(earlier):
             assert torch.equal(supernet(x), then)
             torch.testing.assert_close(supernet.mixture(), eq11(supernet.alpha_logits, earlier.gumbel, 0.7))
             if fails:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.nas.sampling import Sampling, TopK
 from a2d_lightning.nas.schemes import (
+    AgentUnderDraw,
     BiLevel,
     DrawnRollout,
     Metrics,
     OneLevel,
     OneLevelPerFrame,
     SearchScheme,
-    Student,
     UnrolledBiLevel,
 )
 from a2d_lightning.nas.search_space import Plan
@@ -211,7 +211,7 @@ def test_per_frame_one_level_is_asked_as_it_acted() -> None:
     search = ToySearch(smooth_agent())
     with torch.no_grad():
         asked = OneLevelPerFrame.student(search, SECOND.draw)(SECOND.rollout["pixels"])
-        acted = Student(search, SECOND.draw)(SECOND.rollout["pixels"])
+        acted = AgentUnderDraw(search, SECOND.draw)(SECOND.rollout["pixels"])
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(asked, acted, strict=True))
     assert torch.equal(search.gumbel_generator.get_state(), torch.Generator().manual_seed(3).get_state())
 

@@ -1,4 +1,4 @@
-"""Games that are played again from their journal go on exactly as those that were never left."""
+"""Games that are played again from their action_log go on exactly as those that were never left."""
 
 import io
 
@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from toy_game import CATCH, register
 
-from a2d_lightning.rollouts.action_log import GO_ON, Journal, Reset
+from a2d_lightning.rollouts.action_log import KEEP_RNG, ActionLog, Reset
 from a2d_lightning.rollouts.envs import FrameSettings, GameEnv, make_env
 
 register()
@@ -78,40 +78,42 @@ def test_only_the_first_reset_begins_where_the_games_were() -> None:
 
 
 def test_a_journal_forgets_what_lies_before_the_oldest_seed() -> None:
-    journal = Journal(2)
+    action_log = ActionLog(2)
     everywhere, first, second = (np.array(mask) for mask in ([True, True], [True, False], [False, True]))
-    journal.reset(everywhere, np.array([5, 6]))
+    action_log.reset(everywhere, np.array([5, 6]))
     for step in range(4):
-        journal.step(np.array([step, step]))
-    journal.reset(first, np.array([7, GO_ON]))  # environment 0 anew at 4, environment 1 is of 0
-    journal.step(np.array([4, 4]))
-    journal.reset(second, np.array([GO_ON, GO_ON]))  # a game of environment 1 without a seed
-    assert (journal.first_step, journal.steps) == (0, 5)
-    events = list(journal.events())
+        action_log.step(np.array([step, step]))
+    action_log.reset(first, np.array([7, KEEP_RNG]))  # environment 0 anew at 4, environment 1 is of 0
+    action_log.step(np.array([4, 4]))
+    action_log.reset(second, np.array([KEEP_RNG, KEEP_RNG]))  # a game of environment 1 without a seed
+    assert (action_log.first_step, action_log.steps) == (0, 5)
+    events = list(action_log.events())
     resets = [(event.step, event.mask.tolist()) for event in events if isinstance(event, Reset)]
     # what environment 0 was before its seed at 4 does not matter
     assert resets == [(0, [False, True]), (4, [True, False]), (5, [False, True])]
     assert [event[0] for event in events if not isinstance(event, Reset)] == [0, 1, 2, 3, 4]
-    journal.step(np.array([5, 5]))
-    journal.reset(second, np.array([GO_ON, 8]))  # environment 1 anew at 6: the oldest seed is now of 4
-    assert (journal.first_step, len(journal.actions)) == (4, 2)
-    assert [reset.step for reset in journal.resets] == [4, 5, 6]
+    action_log.step(np.array([5, 5]))
+    action_log.reset(second, np.array([KEEP_RNG, 8]))  # environment 1 anew at 6: the oldest seed is now of 4
+    assert (action_log.first_step, len(action_log.actions)) == (4, 2)
+    assert [reset.step for reset in action_log.resets] == [4, 5, 6]
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda journal: journal.update(actions=torch.full_like(journal["actions"], 77)),  # would kill the emulator
-        lambda journal: journal.update(actions=journal["actions"][:, :1]),
-        lambda journal: journal.update(actions=journal["actions"].float()),
-        lambda journal: journal.update(reset_seeds=torch.full_like(journal["reset_seeds"], -5)),
-        lambda journal: journal.update(reset_masks=journal["reset_masks"][:0]),
-        lambda journal: journal.pop("seeded_at"),
-        lambda journal: journal.update(  # of one environment
-            seeded_at=journal["seeded_at"][:1],
-            **{name: journal[name][:, :1] for name in ("actions", "reset_masks", "reset_seeds")},
+        lambda action_log: action_log.update(
+            actions=torch.full_like(action_log["actions"], 77)
+        ),  # would kill the emulator
+        lambda action_log: action_log.update(actions=action_log["actions"][:, :1]),
+        lambda action_log: action_log.update(actions=action_log["actions"].float()),
+        lambda action_log: action_log.update(reset_seeds=torch.full_like(action_log["reset_seeds"], -5)),
+        lambda action_log: action_log.update(reset_masks=action_log["reset_masks"][:0]),
+        lambda action_log: action_log.pop("seeded_at"),
+        lambda action_log: action_log.update(  # of one environment
+            seeded_at=action_log["seeded_at"][:1],
+            **{name: action_log[name][:, :1] for name in ("actions", "reset_masks", "reset_seeds")},
         ),
-        lambda journal: journal.update(first_step=-1),
+        lambda action_log: action_log.update(first_step=-1),
     ],
 )
 def test_a_journal_that_somebody_made_up_is_refused(change) -> None:

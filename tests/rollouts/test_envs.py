@@ -47,7 +47,7 @@ def random_actions(steps: int, num_envs: int, num_actions: int, seed: int = 0) -
 
 
 def start(env: GameEnv, *game_seeds: int) -> TensorDictBase:
-    pixels = env.begin(np.ones(len(game_seeds), dtype=bool), np.array(game_seeds))
+    pixels = env.reset_games(np.ones(len(game_seeds), dtype=bool), np.array(game_seeds))
     return TensorDict({"pixels": torch.from_numpy(pixels)}, env.batch_size)
 
 
@@ -273,7 +273,7 @@ def test_a_masked_reset_touches_only_what_is_masked(make: MakeGame) -> None:
     assert (before["next", "game_score"][:, -1] > 0).all()  # so that a lost score would be seen
     assert not before["next", "done"].any()
 
-    fresh = disturbed.begin(np.array([False, True, False]), np.array([0, 9, 0]))
+    fresh = disturbed.reset_games(np.array([False, True, False]), np.array([0, 9, 0]))
     new = start(make("SpaceInvaders", 1), 9)
     assert torch.equal(torch.from_numpy(fresh[1]), new["pixels"][0])
 

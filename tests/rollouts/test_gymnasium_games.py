@@ -54,25 +54,25 @@ def test_specs_hold(make: MakeGame, game: str) -> None:
 
 def test_a_game_that_is_over_stays_as_it_is_until_its_reset(make: MakeGame) -> None:
     env = make("odd/Counter-v0")
-    env.begin(EVERYWHERE)
+    env.reset_games(EVERYWHERE)
     idle = np.zeros(2, dtype=np.int64)
     for _ in range(2):
-        env.play(idle)
-    env.begin(np.array([True, False]))
+        env.step_games(idle)
+    env.reset_games(np.array([True, False]))
     for _ in range(OVER_AT - 2):
-        decision = env.play(idle)
+        decision = env.step_games(idle)
     assert decision.terminated.tolist() == [False, True]
-    held = env.play(idle)
+    held = env.step_games(idle)
     assert counts(held.pixels) == [[OVER_AT - 1], [OVER_AT]]
     assert held.reward.tolist() == [1.0, 0.0]
     assert held.done.tolist() == [False, False]
-    assert counts(env.begin(np.array([False, True]))) == [[OVER_AT - 1], [0]]
+    assert counts(env.reset_games(np.array([False, True]))) == [[OVER_AT - 1], [0]]
 
 
 def test_a_stack_begins_with_copies_of_the_first_frame_and_moves_by_one(make: MakeGame) -> None:
     env = make("odd/Counter-v0", FrameSettings(size=None, stack=3, skip=1, gray=False))
-    assert counts(env.begin(EVERYWHERE)) == [[0, 0, 0]] * 2
-    assert [counts(env.play(np.zeros(2, dtype=np.int64)).pixels)[0] for _ in range(4)] == [
+    assert counts(env.reset_games(EVERYWHERE)) == [[0, 0, 0]] * 2
+    assert [counts(env.step_games(np.zeros(2, dtype=np.int64)).pixels)[0] for _ in range(4)] == [
         [0, 0, 1],
         [0, 1, 2],
         [1, 2, 3],
@@ -88,8 +88,8 @@ def test_a_stack_of_colors_is_ordered_by_frame_then_channel(make: MakeGame) -> N
         wrappers=["test_gymnasium_games.InThreeChannels"],
     )
     assert env.frame_shape == (6, 4, 4)
-    env.begin(EVERYWHERE)
-    assert counts(env.play(np.zeros(2, dtype=np.int64)).pixels)[0] == [0, 10, 20, 1, 11, 21]
+    env.reset_games(EVERYWHERE)
+    assert counts(env.step_games(np.zeros(2, dtype=np.int64)).pixels)[0] == [0, 10, 20, 1, 11, 21]
 
 
 class InThreeChannels(gymnasium.ObservationWrapper):
@@ -106,8 +106,8 @@ class InThreeChannels(gymnasium.ObservationWrapper):
 @pytest.mark.parametrize("skip", [2, 4])
 def test_skipped_frames_add_up_and_show_the_maximum_of_the_last_two(make: MakeGame, skip: int) -> None:
     env = make("odd/Counter-v0", FrameSettings(size=None, stack=1, skip=skip, gray=False))
-    env.begin(EVERYWHERE)
-    decisions = [env.play(np.zeros(2, dtype=np.int64)) for _ in range(-(-OVER_AT // skip))]
+    env.reset_games(EVERYWHERE)
+    decisions = [env.step_games(np.zeros(2, dtype=np.int64)) for _ in range(-(-OVER_AT // skip))]
     assert [counts(d.pixels)[0][0] for d in decisions] == [min(skip * i, OVER_AT) for i in range(1, len(decisions) + 1)]
     assert sum(d.reward[0] for d in decisions) == OVER_AT
     assert [bool(d.terminated[0]) for d in decisions] == [False] * (len(decisions) - 1) + [True]
@@ -116,26 +116,26 @@ def test_skipped_frames_add_up_and_show_the_maximum_of_the_last_two(make: MakeGa
 @pytest.mark.parametrize(("game", "length"), [("odd/Endless-v0", 7), ("odd/Limited-v0", 4)])
 def test_a_game_without_a_limit_of_its_own_is_truncated(make: MakeGame, game: str, length: int) -> None:
     env = make(game, max_env_steps_per_game=7)
-    env.begin(EVERYWHERE)
+    env.reset_games(EVERYWHERE)
     ends = []
     for step in range(1, 20):
-        decision = env.play(np.zeros(2, dtype=np.int64))
+        decision = env.step_games(np.zeros(2, dtype=np.int64))
         assert not decision.terminated.any()
         if decision.truncated.any():
             assert decision.truncated.all()
             ends.append(step)
-            env.begin(decision.done)
+            env.reset_games(decision.done)
     assert ends == list(range(length, 20, length))
 
 
 def test_the_limit_counts_the_steps_of_each_game(make: MakeGame) -> None:
     env = make("odd/Endless-v0", max_env_steps_per_game=5)
-    env.begin(EVERYWHERE)
+    env.reset_games(EVERYWHERE)
     idle = np.zeros(2, dtype=np.int64)
     for _ in range(3):
-        env.play(idle)
-    env.begin(np.array([True, False]))
-    ends = [env.play(idle).truncated.tolist() for _ in range(6)]
+        env.step_games(idle)
+    env.reset_games(np.array([True, False]))
+    ends = [env.step_games(idle).truncated.tolist() for _ in range(6)]
     assert ends == [[False, False], [False, True], *[[False, False]] * 2, [True, False], [False, False]]
 
 
@@ -144,27 +144,27 @@ def test_lives_are_followed_over_skipped_frames_and_games(make: MakeGame, skip: 
     env = make("odd/WithLives-v0", FrameSettings(size=None, stack=1, skip=skip, gray=False))
     idle = np.zeros(2, dtype=np.int64)
     for _ in range(2):
-        env.begin(EVERYWHERE)
-        assert [bool(env.play(idle).life_lost[0]) for _ in lost] == lost
-    env.begin(np.array([False, True]))
-    assert env.play(idle).life_lost.tolist() == [False, skip > 1]
+        env.reset_games(EVERYWHERE)
+        assert [bool(env.step_games(idle).life_lost[0]) for _ in lost] == lost
+    env.reset_games(np.array([False, True]))
+    assert env.step_games(idle).life_lost.tolist() == [False, skip > 1]
 
 
 def test_a_game_that_tells_no_lives_keeps_its_count_and_a_new_one_has_none(make: MakeGame) -> None:
     env = make("odd/LivesInSteps-v0")
     for _ in range(3):
-        env.begin(EVERYWHERE)
-        assert not any(env.play(np.zeros(2, dtype=np.int64)).life_lost.any() for _ in range(OVER_AT))
+        env.reset_games(EVERYWHERE)
+        assert not any(env.step_games(np.zeros(2, dtype=np.int64)).life_lost.any() for _ in range(OVER_AT))
 
 
 def test_a_reward_that_is_not_finite_ends_the_run_with_its_game_and_seed(make: MakeGame) -> None:
     env = make("odd/NaNAfterOddSeeds-v0", num_envs=3)
     idle = np.zeros(3, dtype=np.int64)
-    env.begin(np.ones(3, dtype=bool), np.array([4, 8, 11]))
-    env.play(idle)
+    env.reset_games(np.ones(3, dtype=bool), np.array([4, 8, 11]))
+    env.step_games(idle)
     named = "gave the reward nan in environment 2, 2 steps after its reset with seed 11; rewards must be finite"
     with pytest.raises(RunFailedError, match=named):
-        env.play(idle)
+        env.step_games(idle)
 
 
 def test_an_evaluation_drops_no_game_whose_score_is_not_finite(make: MakeGame) -> None:
@@ -175,18 +175,18 @@ def test_an_evaluation_drops_no_game_whose_score_is_not_finite(make: MakeGame) -
 
 def test_images_drawn_into_the_same_memory_are_kept_apart(make: MakeGame) -> None:
     env = make("odd/WithLives-v0", FrameSettings(size=None, stack=2, skip=3, gray=False))
-    first = env.begin(EVERYWHERE)
-    second = env.play(np.zeros(2, dtype=np.int64)).pixels
+    first = env.reset_games(EVERYWHERE)
+    second = env.step_games(np.zeros(2, dtype=np.int64)).pixels
     assert counts(first)[0] == [OVER_AT, OVER_AT]
     assert counts(second)[0] == [OVER_AT, OVER_AT - 2]  # the maximum of the last two of three, which get darker
-    env.begin(EVERYWHERE)
+    env.reset_games(EVERYWHERE)
     assert counts(second)[0] == [OVER_AT, OVER_AT - 2]
 
 
 def test_a_skip_ends_where_a_game_is_truncated(make: MakeGame) -> None:
     env = make("odd/Limited-v0", FrameSettings(size=None, stack=1, skip=3, gray=False))
-    env.begin(EVERYWHERE)
-    decisions = [env.play(np.zeros(2, dtype=np.int64)) for _ in range(2)]
+    env.reset_games(EVERYWHERE)
+    decisions = [env.step_games(np.zeros(2, dtype=np.int64)) for _ in range(2)]
     assert [d.reward.tolist() for d in decisions] == [[3.0] * 2, [1.0] * 2]
     assert decisions[1].truncated.all()
 
@@ -194,17 +194,17 @@ def test_a_skip_ends_where_a_game_is_truncated(make: MakeGame) -> None:
 def test_actions_that_begin_at_one_are_shifted(make: MakeGame) -> None:
     env = make("odd/FromOne-v0")
     assert env.num_actions == 3
-    env.begin(EVERYWHERE)
-    env.play(np.array([0, 2]))
+    env.reset_games(EVERYWHERE)
+    env.step_games(np.array([0, 2]))
     assert [game.unwrapped.actions for game in env.vector.envs] == [[1], [3]]
 
 
 def test_the_users_wrappers_are_applied_from_the_innermost(make: MakeGame) -> None:
     brighter = {"class_path": "odd_games.BrighterBy", "init_args": {"amount": 5}}
     env = make("odd/Counter-v0", wrappers=[brighter, "odd_games.TwiceAsBright"])
-    assert counts(env.begin(EVERYWHERE)) == [[10], [10]]  # (0 + 5) * 2
+    assert counts(env.reset_games(EVERYWHERE)) == [[10], [10]]  # (0 + 5) * 2
     env = make("odd/Counter-v0", wrappers=["odd_games.TwiceAsBright", brighter])
-    assert counts(env.begin(EVERYWHERE)) == [[5], [5]]
+    assert counts(env.reset_games(EVERYWHERE)) == [[5], [5]]
 
 
 @pytest.mark.parametrize(
@@ -226,25 +226,25 @@ def test_a_wrapper_that_cannot_be_applied_is_named(make: MakeGame, wrapper: Any,
 
 def test_a_wrapper_that_replaces_its_own_step_is_not_left_out(make: MakeGame) -> None:
     env = make("odd/Counter-v0", wrappers=["odd_games.TenTimesTheReward"])
-    env.begin(EVERYWHERE)
-    assert env.play(np.zeros(2, dtype=np.int64)).reward.tolist() == [10.0, 10.0]
+    env.reset_games(EVERYWHERE)
+    assert env.step_games(np.zeros(2, dtype=np.int64)).reward.tolist() == [10.0, 10.0]
 
 
 @pytest.mark.parametrize("game", ["odd/NumpyTypes-v0", "odd/Integers-v0"])
 def test_rewards_and_flags_may_have_other_types(make: MakeGame, game: str) -> None:
     env = make(game, max_env_steps_per_game=OVER_AT)
-    env.begin(EVERYWHERE)
+    env.reset_games(EVERYWHERE)
     for _ in range(OVER_AT):
-        decision = env.play(np.zeros(2, dtype=np.int64))
+        decision = env.step_games(np.zeros(2, dtype=np.int64))
     assert decision.game_score.tolist() == [OVER_AT] * 2
     assert (decision.terminated.tolist(), decision.truncated.tolist()) == ([True] * 2, [False] * 2)
 
 
 def test_a_reward_in_an_array_is_refused(make: MakeGame) -> None:
     env = make("odd/RewardInArray-v0", num_envs=1)
-    env.begin(EVERYWHERE[:1])
+    env.reset_games(EVERYWHERE[:1])
     with pytest.raises(RunFailedError):
-        env.play(np.zeros(1, dtype=np.int64))
+        env.step_games(np.zeros(1, dtype=np.int64))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_reward_in_an_array_is_refused(make: MakeGame) -> None:
 )
 def test_an_environment_that_contradicts_itself_is_named(make: MakeGame, mistake: str, error: str) -> None:
     with pytest.raises(SettingError, match=f"data.game: odd/{mistake}-v0 {error}"):
-        make(f"odd/{mistake}-v0").begin(EVERYWHERE)
+        make(f"odd/{mistake}-v0").reset_games(EVERYWHERE)
 
 
 @pytest.mark.parametrize("where", ["Reset", "Step"])
@@ -310,15 +310,15 @@ def test_games_that_end_in_the_replayed_part_are_restored(make: MakeGame, decisi
         actions = np.random.default_rng(seed).integers(0, 3, (steps, 3))
         seen = []
         for action in actions:
-            decision = env.play(action)
+            decision = env.step_games(action)
             seen += [decision.pixels, decision.reward, decision.done, decision.game_score]
             if decision.done.any():
-                env.begin(decision.done)
+                env.reset_games(decision.done)
         return seen
 
     env, other = (make("odd/NoisyWalk-v0", num_envs=3, seed=seed) for seed in (0, 1))
     env.decisions_per_seed = other.decisions_per_seed = decisions_per_seed
-    env.begin(np.ones(3, dtype=bool))
+    env.reset_games(np.ones(3, dtype=bool))
     go_on(env, 57, seed=1)
     file = io.BytesIO()
     torch.save(env.game_state(), file)
@@ -338,9 +338,9 @@ def test_colors_and_the_native_size_of_atari() -> None:
     assert (gray.frame_shape, color.frame_shape) == ((2, 210, 160), (6, 210, 160))
     actions = np.random.default_rng(0).integers(0, 4, (30, 2))
     seeds = np.array([1, 2])
-    gray.begin(EVERYWHERE, seeds), color.begin(EVERYWHERE, seeds)
+    gray.reset_games(EVERYWHERE, seeds), color.reset_games(EVERYWHERE, seeds)
     for action in actions:
-        shades, colors = gray.play(action).pixels, color.play(action).pixels
+        shades, colors = gray.step_games(action).pixels, color.step_games(action).pixels
     luminance = colors.reshape(2, 2, 3, 210, 160).transpose(0, 1, 3, 4, 2) @ np.array([0.299, 0.587, 0.114])
     # ale-py's palette of grays rounds by itself
     assert np.abs(luminance - shades).mean() < 2
@@ -358,24 +358,24 @@ def test_minatar_is_observed_as_it_is_and_restored(make: MakeGame, game: str) ->
     wrappers = ["a2d_lightning.rollouts.minatar.ResetStickyAction"]
     env = make(name, num_envs=4, wrappers=wrappers)
     assert env.frame_shape == (MINATAR_CHANNELS[game], 10, 10)
-    pixels = env.begin(np.ones(4, dtype=bool))
+    pixels = env.reset_games(np.ones(4, dtype=bool))
     actions = np.random.default_rng(0).integers(0, env.num_actions, (300, 4))
     for action in actions[:200]:
         state = [inner.unwrapped.game.state() for inner in env.vector.envs]
         assert np.array_equal(pixels, 255 * np.stack(state).transpose(0, 3, 1, 2).astype(np.uint8))
-        decision = env.play(action)
-        pixels = env.begin(decision.done) if decision.done.any() else decision.pixels
+        decision = env.step_games(action)
+        pixels = env.reset_games(decision.done) if decision.done.any() else decision.pixels
     saved = env.game_state()
     other = make(name, num_envs=4, seed=5, wrappers=wrappers)
-    other.begin(np.ones(4, dtype=bool))
-    other.play(actions[0])  # an action that a sticky one would repeat
+    other.reset_games(np.ones(4, dtype=bool))
+    other.step_games(actions[0])  # an action that a sticky one would repeat
     other.restore_games(saved)
     for action in actions[200:]:
-        decision, again = env.play(action), other.play(action)
+        decision, again = env.step_games(action), other.step_games(action)
         assert np.array_equal(decision.pixels, again.pixels)
         assert np.array_equal(decision.game_score, again.game_score)
         if decision.done.any():
-            env.begin(decision.done), other.begin(decision.done)
+            env.reset_games(decision.done), other.reset_games(decision.done)
 
 
 def test_minigrid_has_its_image_in_a_dict(make: MakeGame) -> None:
@@ -383,9 +383,9 @@ def test_minigrid_has_its_image_in_a_dict(make: MakeGame) -> None:
     env = make("minigrid:MiniGrid-Empty-5x5-v0")
     assert env.frame_shape == (3, 7, 7)
     assert env.num_actions == 7
-    env.begin(EVERYWHERE)
+    env.reset_games(EVERYWHERE)
     for _ in range(120):  # its own limit is 100
-        decision = env.play(np.array([0, 0]))
+        decision = env.step_games(np.array([0, 0]))
         if decision.done.any():
             break
     assert decision.truncated.all()
@@ -394,7 +394,7 @@ def test_minigrid_has_its_image_in_a_dict(make: MakeGame) -> None:
 def test_car_racing_in_color(make: MakeGame) -> None:
     env = make("CarRacing-v3", FrameSettings(size=48, stack=2, skip=4, gray=False))
     assert env.frame_shape == (6, 48, 48)
-    env.begin(EVERYWHERE)
-    pixels = env.play(np.array([3, 3])).pixels
+    env.reset_games(EVERYWHERE)
+    pixels = env.step_games(np.array([3, 3])).pixels
     # grass is greener than red
     assert pixels[:, 4].mean() > pixels[:, 3].mean() + 20

@@ -19,7 +19,7 @@ from runs import goes_on_to_the_last_bit
 
 from a2d_lightning.models.networks import ActorCritic, make_backbone
 from a2d_lightning.models.normalization import with_normalization
-from a2d_lightning.rollouts.collection import Games, LocalCollection
+from a2d_lightning.rollouts.collection import EnvSpec, LocalCollection
 from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.rollouts.ray_collection import RayCollection
 from a2d_lightning.runtime.errors import NonFiniteError, RunFailedError, SettingError
@@ -28,7 +28,7 @@ from a2d_lightning.runtime.signals import INTERRUPTED
 ROOT = Path(__file__).parents[2]
 SHAPE = (4, 42, 42)
 CPU = torch.device("cpu")
-GAMES = Games("breakout", 4, FrameSettings(size=42), 30, 1, 60.0, 5, "rank 0")
+GAMES = EnvSpec("breakout", 4, FrameSettings(size=42), 30, 1, 60.0, 5, "rank 0")
 
 
 def agent_of(network: str = "four_conv") -> ActorCritic:
@@ -75,7 +75,7 @@ def test_workers_on_two_nodes_play_what_two_local_collectors_play(cluster):
         assert ray.available_resources().get("CPU", 0) == 0  # a worker on each node
         together = played(found, agent, 30)
     assert together[0].batch_size == (4, 5)
-    for number, games in enumerate(GAMES.shared_out(2, 1)):
+    for number, games in enumerate(GAMES.split(2, 1)):
         agent = agent_of()
         with collecting(LocalCollection(), games, agent) as found:
             alone = played(found, agent, 30)
@@ -170,7 +170,7 @@ def test_workers_share_the_environments_equally():
     with pytest.raises(SettingError, match=re.escape("3 workers cannot share data.num_envs 16 equally")):
         RayCollection(3).check(16)
     RayCollection(4).check(16)
-    parts = replace(GAMES, num_envs=16).shared_out(4, 2)
+    parts = replace(GAMES, num_envs=16).split(4, 2)
     assert [part.num_envs for part in parts] == [4] * 4
     assert {part.num_threads for part in parts} == {2}
     assert len({part.seed for part in parts}) == 4

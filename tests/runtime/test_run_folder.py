@@ -10,6 +10,8 @@ from runs import CATCH_ARGS, fit
 from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.run_folder import RunFolder
 
+pytestmark = pytest.mark.thorough
+
 HOLD = """
 import sys, time
 from pathlib import Path
