@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning``."""
+"""Entry point of ``python -m a2d_lightning``."""
 
 import sys
 
@@ -8,7 +8,11 @@ from a2d_lightning.cpu.cores import let_waiting_threads_sleep
 
 
 def main(args: list[str]) -> None:
-    """Answers what needs no import of torch; :func:`a2d_lightning.cli.main.main` does the rest."""
+    """Print help or version without importing torch; run :func:`a2d_lightning.cli.main.main` otherwise.
+
+    Args:
+        args: Command-line arguments without the program name.
+    """
     if not args:
         sys.exit(USAGE.rstrip())
     if args[0] in ("-h", "--help"):
@@ -17,10 +21,15 @@ def main(args: list[str]) -> None:
         print(f"a2d_lightning {__version__}")
     else:
         let_waiting_threads_sleep()
-        from a2d_lightning.cli.main import main as run  # noqa: PLC0415 (takes seconds)
+        from a2d_lightning.cli.main import main as command  # noqa: PLC0415 (takes seconds)
 
-        run(args)
+        command(args)
+
+
+def run() -> None:
+    """Run the command line: entry point of the console script ``a2d``."""
+    main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run()

@@ -1,6 +1,6 @@
-"""Teachers as files: safetensors weights beside a JSON card, or any checkpoint of a training run.
+"""Files of agents and teachers: safetensors weights with a JSON card, or checkpoints of training runs.
 
-Nothing here runs code from a file: safetensors holds tensors only, checkpoints load with ``weights_only``.
+Loading a file never executes code: safetensors files hold only tensors, and checkpoints load with ``weights_only``.
 """
 
 import hashlib
@@ -29,29 +29,33 @@ from a2d_lightning.runtime.errors import SettingError
 from a2d_lightning.runtime.plain_checkpoints import load
 
 BUNDLED = Path(__file__).parent / "bundled_teachers"
-IDENTITY = ("game", "network", "frame_shape", "num_actions", "normalization", "plan", "operators")
+IDENTITY = ("game", "network", "frame_shape", "num_actions", "normalization", "plan", "operators", "operator_names")
 
 
 @dataclass(frozen=True)
 class AgentCard:
-    """What a file of agent weights is: enough to rebuild the network and to know whom it can teach."""
+    """Metadata of an agent's weights: enough to rebuild the network and to check which agents it can teach."""
 
     game: str
     network: str
-    """A hand-made backbone's name, or ``derived``."""
+    """Name of a hand-designed backbone, ``derived`` or ``supernet``."""
     frame_shape: FrameShape
     num_actions: int
     env_steps: int
     architecture: dict[str, Any] | None = None
-    """The derived network, where ``network`` is ``derived``; a supernet's plan."""
+    """Architecture of a derived network, or plan of a supernet; None for hand-designed backbones."""
     normalization: Normalization = "batch"
 
     @staticmethod
     def from_dict(content: dict[str, Any], source: str) -> "AgentCard":
-        """Checks types and presence of every field.
+        """Build a card from a dict, checking each field.
+
+        Args:
+            content: Fields of the card, as from :meth:`to_dict`; other keys are ignored.
+            source: Name of the file, for error messages.
 
         Raises:
-            SettingError: something is missing or of another type.
+            SettingError: If a field is missing or has a wrong type or value.
         """
         expected = {"game": str, "network": str, "frame_shape": list, "num_actions": int, "env_steps": int}
         for name, kind in expected.items():
@@ -77,18 +81,21 @@ class AgentCard:
         )
 
     def identity(self) -> tuple[Any, ...]:
-        """What two cards must share for one's weights to fit the other, named by :data:`IDENTITY`."""
+        """Return the fields that must be equal for weights to be interchangeable, in the order of :data:`IDENTITY`."""
         architecture = json.loads(json.dumps(self.architecture or {}))  # tuples as lists
         return (
             *(without_module(self.game), self.network, self.frame_shape, self.num_actions, self.normalization),
-            *(architecture.get("plan"), architecture.get("operators")),
+            *(architecture.get(name) for name in ("plan", "operators", "operator_names")),
         )
 
     def check_settings(self, mine: "AgentCard") -> None:
-        """Compare with the card of the agent that a run's settings make.
+        """Compare this card, from a checkpoint, with the card of the agent built from a run's settings.
+
+        Args:
+            mine: Card of the agent built from the settings.
 
         Raises:
-            SettingError: they differ.
+            SettingError: If the cards differ.
         """
         for name, its, ours in zip(IDENTITY, self.identity(), mine.identity(), strict=True):
             if its != ours:
@@ -98,11 +105,15 @@ class AgentCard:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints."""
+        """Return the fields as plain values for JSON and checkpoints."""
         return {**asdict(self), "frame_shape": list(self.frame_shape)}
 
     def build(self) -> ActorCritic:
-        """The network, with fresh weights."""
+        """Build the network with newly initialized weights.
+
+        Raises:
+            SettingError: If the network is a supernet or unknown, or its architecture is invalid.
+        """
         if self.network == "supernet":
             raise SettingError(
                 "a search's checkpoint holds a supernet, which can neither teach nor be exported; retrain its "
@@ -119,7 +130,16 @@ class AgentCard:
 
 
 def build_backbone(network: str, architecture: Architecture | None, frame_shape: FrameShape) -> nn.Module:
-    """A backbone by hand-made name, or, for ``derived``, from its architecture."""
+    """Build a backbone.
+
+    Args:
+        network: Name of a hand-designed backbone, or ``derived``.
+        architecture: Architecture of a derived network; otherwise ignored.
+        frame_shape: (stack, height, width) of an observation.
+
+    Raises:
+        SettingError: If ``network`` is ``derived`` and ``architecture`` is absent.
+    """
     if network == "derived":
         if architecture is None:
             raise SettingError("network 'derived' needs an architecture.")
@@ -128,10 +148,10 @@ def build_backbone(network: str, architecture: Architecture | None, frame_shape:
 
 
 class FrozenTeacher(nn.Module):
-    """A trained agent that only answers: evaluation mode, no gradients.
+    """Trained agent, frozen in evaluation mode without gradients.
 
     Args:
-        agent: the teacher.
+        agent: Agent to freeze.
     """
 
     def __init__(self, agent: ActorCritic) -> None:
@@ -140,24 +160,39 @@ class FrozenTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 ``[B, stack, h, w]`` to the teacher's logits ``[B, actions]`` and values ``[B]``."""
+        """Compute the teacher's outputs.
+
+        Args:
+            pixels: uint8 ``[B, stack, h, w]``.
+
+        Returns:
+            Logits ``[B, actions]`` and values ``[B]``.
+        """
         return self.agent(pixels)
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stays in evaluation mode whatever its owner does."""
+        """Keep evaluation mode, whatever ``mode`` is."""
         return super().train(False)
 
 
 def bundled_teachers() -> dict[str, Path]:
-    """Teachers that come with the package, by name."""
+    """Return the paths of the bundled teachers by name."""
     return {path.stem: path for path in sorted(BUNDLED.glob("*.safetensors"))}
 
 
 def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> FrozenTeacher:
-    """A teacher for ``game`` by bundled name, ``.safetensors`` path (its card beside it) or ``.ckpt`` path.
+    """Load a teacher for a game.
+
+    Args:
+        teacher: Name of a bundled teacher, path of a ``.safetensors`` file next to its card (``.json``), or path of a
+            ``.ckpt`` file.
+        game: Game to teach.
+        frame_shape: (stack, height, width) of the observations shown to the teacher.
+        num_actions: Number of actions of the game.
 
     Raises:
-        SettingError: no such teacher, or one that cannot teach this game on these frames.
+        SettingError: If there is no such teacher, its file is damaged, its weights are not finite, or it does not fit
+            the game or the frames.
     """
     path = bundled_teachers().get(teacher) or Path(teacher)
     if not path.is_file():
@@ -176,10 +211,20 @@ def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: 
 
 
 def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameShape, num_actions: int) -> None:
-    """Whether a teacher can teach: same game, actions and stack, frames a whole number of times its own size.
+    """Check that a teacher fits the game and the frames.
+
+    Game, number of actions and stack must be equal. Height and width of the frames must be the same multiple of the
+    teacher's.
+
+    Args:
+        card: Card of the teacher.
+        teacher: Name or path of the teacher, for error messages.
+        game: Game to teach.
+        frame_shape: (stack, height, width) of the observations shown to the teacher.
+        num_actions: Number of actions of the game.
 
     Raises:
-        SettingError: it cannot.
+        SettingError: If the teacher does not fit.
     """
     if without_module(card.game) != without_module(game):
         raise SettingError(
@@ -199,10 +244,10 @@ def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameSh
 
 
 def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
-    """Card and weights of a ``.safetensors`` file (card: ``.json`` beside it) or of a training checkpoint.
+    """Read card and weights from a ``.safetensors`` file with its ``.json`` card, or from a training checkpoint.
 
     Raises:
-        SettingError: the file is broken, not an agent's, or its card is missing.
+        SettingError: If the file is damaged or contains no agent, or the card is missing.
     """
     try:
         if path.suffix == ".safetensors":
@@ -230,7 +275,11 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
 
 
 def _check_sums(path: Path) -> None:
-    """Every record of a checkpoint against its check sum, which torch itself skips."""
+    """Verify the checksum of each record in a checkpoint, which torch does not.
+
+    Raises:
+        SettingError: If the file is damaged or not a checkpoint.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             altered = archive.testzip()
@@ -241,17 +290,26 @@ def _check_sums(path: Path) -> None:
 
 
 def _check_hash(path: Path, card: Any) -> None:
-    """The weights against the card; cards of before have no hash."""
+    """Compare the hash of the weights with the card; cards of earlier versions have no hash.
+
+    Raises:
+        SettingError: If the hashes differ.
+    """
     expected = card.get("weights_sha256") if isinstance(card, dict) else None
     if expected is not None and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
         raise SettingError(f"{path}: is damaged, or its card {path.with_suffix('.json').name} is another file's.")
 
 
 def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) -> None:
-    """Copies ``weights`` into ``agent``.
+    """Copy ``weights`` into ``agent``.
+
+    Args:
+        agent: Network built from the card.
+        weights: State dict of the agent.
+        source: Name of the file, for error messages.
 
     Raises:
-        SettingError: names or shapes differ.
+        SettingError: If names or shapes differ.
     """
     try:
         agent.load_state_dict(weights)
@@ -260,10 +318,15 @@ def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) ->
 
 
 def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
-    """Writes ``path`` (.safetensors) and the card beside it (.json); ``card`` holds an :class:`AgentCard` and more.
+    """Write an agent's weights and its card.
+
+    Args:
+        path: Path of the ``.safetensors`` file; the card is written next to it as ``.json``.
+        agent: Agent whose weights are written.
+        card: Fields of an :class:`AgentCard`, and any others.
 
     Raises:
-        SettingError: the folder cannot be written.
+        SettingError: If the files cannot be written.
     """
     try:
         weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in agent.state_dict().items()})
@@ -275,10 +338,13 @@ def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
 
 
 def newest_intact(folder: Path) -> Path | None:
-    """The newest of :func:`kept` that is whole; says what is wrong with those before it. None where none was saved.
+    """Return the newest intact checkpoint of a folder, and print a warning for each damaged one that is newer.
+
+    Returns:
+        Path of the checkpoint; None if the folder has no checkpoints.
 
     Raises:
-        SettingError: there are some, and all are damaged.
+        SettingError: If all checkpoints are damaged.
     """
     found = kept(folder)
     for path in found:

@@ -1,4 +1,4 @@
-"""Feeds Lightning with on-policy rollouts: owns the environments, TorchRL's collector, and the lists of test games."""
+"""Lightning data module for on-policy rollouts and evaluation games."""
 
 import math
 import os
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from a2d_lightning.rollouts.envs import GameEnv
 
 EVALUATION_BATCH = 32
-"""Games that are scored side by side."""
+"""Games that are evaluated in parallel."""
 
 
 class Learner(Protocol):
-    """What the data needs of a LightningModule."""
+    """Attributes of a LightningModule that the data module reads."""
 
     agent: nn.Module
     env_steps: int
@@ -49,16 +49,20 @@ class Learner(Protocol):
 
 @runtime_checkable
 class BetweenRollouts(Protocol):
-    """A callback that acts where all that was done is in the state of the run: Lightning has no hook for it."""
+    """Callback with a hook between two rollouts, where a checkpoint contains all work done so far.
+
+    Lightning has no such hook.
+    """
 
     def between_rollouts(self, trainer: Any) -> None:
-        """Called before each rollout."""
+        """Act before the next rollout is collected."""
 
 
 class Rollouts:
-    """One epoch of rollouts, each collected when it is asked for, with the weights of that moment.
+    """One epoch of rollouts, each collected on demand with the agent's current weights.
 
-    It has a length: Lightning prefetches one batch of an iterable without, and every rollout would be one update old.
+    The length matters: Lightning prefetches one batch of an iterable without a length, and every rollout would be one
+    update old.
     """
 
     def __init__(self, datamodule: "RolloutDataModule", collecting: RolloutSource) -> None:
@@ -75,8 +79,10 @@ class Rollouts:
 
 
 class GameSeeds:
-    """Batches of game seeds. Lightning would take a bare list for several dataloaders, and would split a DataLoader
-    over the ranks with repeats."""
+    """Batches of game seeds.
+
+    Lightning would treat a list as several dataloaders, and would shard a DataLoader over the ranks with repeats.
+    """
 
     def __init__(self, batches: Sequence[Tensor]) -> None:
         self.batches = batches
@@ -89,38 +95,53 @@ class GameSeeds:
 
 
 class RolloutDataModule(L.LightningDataModule):
-    """Rollouts for training, full games for evaluation.
+    """Rollouts for training and full games for evaluation.
 
-    A training batch is a TensorDict ``[num_envs, rollout_length]`` with ``pixels``, ``action``, ``log_prob`` and
-    ``next``: ``pixels``, ``reward`` (for learning: clipped to its sign where asked), ``terminated`` (no value beyond:
-    the game ended, or a life was lost where that counts), ``done`` (the trace is cut: terminated or truncated), and
-    ``game_over`` and ``game_score`` (raw). All but pixels are ``[num_envs, rollout_length]``.
+    A training batch is a TensorDict ``[num_envs, rollout_length]``. All entries but pixels have this shape.
 
-    A checkpoint holds where every process's games and random numbers are, and a resumed run goes on there.
+    - ``pixels``: uint8 ``[num_envs, rollout_length, *frame_shape]``
+    - ``action`` int64, ``log_prob`` float32 (of the action)
+    - ``next``: ``pixels`` as above; ``reward`` float32, clipped to its sign if ``clip_rewards`` is set; ``game_score``
+      float32, not clipped; and the flags, all bool: ``terminated`` (no bootstrap value: the game terminated, or a life
+      was lost and ``life_loss_terminal`` is set), ``game_over`` (terminated or truncated) and ``done`` (end of the
+      trace: either of the two)
+
+    A checkpoint contains the state of the games and random generators of all processes; a resumed run continues them.
 
     An evaluation batch is an int64 tensor of game seeds; the games are split over the ranks without repeats.
 
+    Example:
+        >>> data = RolloutDataModule("Pong", num_envs=4, rollout_length=5, total_env_steps=100, env_steps_per_epoch=100)
+        >>> data.frame_shape, data.num_actions
+        ((4, 84, 84), 6)
+
     Args:
-        game: an Atari game (``Pong``, ``space_invaders``, ``ALE/SpaceInvaders-v5``) or any Gymnasium environment with
-            images and discrete actions, ``Id`` (``CarRacing-v3``) or ``module:Id``.
-        num_envs: environments in each process.
-        rollout_length: L, environment steps between updates (paper: 5).
-        total_env_steps: the budget of a run, over all processes; the run ends with the rollout that spends it.
-        env_steps_per_epoch: between two evaluations, rounded up to whole rollouts; the run's end has one, too.
-        frames: preprocessing of pictures.
-        life_loss_terminal: a lost life is terminal for the targets (never for the game).
-        clip_rewards: learn from the rewards' signs; scores are never clipped.
-        wrappers: Gymnasium wrappers around each environment, the first one innermost: a class path, or a dict of
-            ``class_path`` and ``init_args`` (not for Atari).
-        max_env_steps_per_game: a game is truncated after as many steps if its environment has no limit of its own
-            (not for Atari: 108,000 frames).
-        noop_max: null operations at a game's start, drawn from 0 to ``noop_max - 1`` (Atari only).
-        evaluation_games: full games an evaluation or a test plays.
-        num_env_threads: emulator threads a process; 0 shares the cores among this machine's processes. Where they fill
-            the machine, each stays on a core of its own.
-        env_timeout_seconds: a step of the environments that takes longer ends the run with an error.
-        collection: LocalCollection (in this process, and if absent) or RayCollection (by workers of a Ray cluster).
-        seed: fixes environments and action sampling, together with the rank.
+        game: Atari game (``Pong``, ``space_invaders``, ``ALE/SpaceInvaders-v5``), or any Gymnasium environment with
+            images and discrete actions, as ``Id`` (``CarRacing-v3``) or ``module:Id``.
+        num_envs: Number of environments in each process.
+        rollout_length: Environment steps L of each environment between two updates (paper: 5).
+        total_env_steps: Environment steps of the run, over all processes. The run ends with the rollout that reaches
+            this number.
+        env_steps_per_epoch: Environment steps between two evaluations, over all processes, rounded up to whole
+            rollouts. The run also ends with an evaluation.
+        frames: Preprocessing of images.
+        life_loss_terminal: Whether a lost life is terminal for the learning targets. The game continues either way.
+        clip_rewards: Whether to learn from the signs of rewards. Scores are never clipped.
+        wrappers: Gymnasium wrappers around each environment, the first one innermost. Each is a class path, or a dict
+            of ``class_path`` and ``init_args`` (not for Atari).
+        max_env_steps_per_game: Steps after which a game is truncated if the environment has no time limit (not for
+            Atari, whose limit is 108,000 frames).
+        noop_max: No-op actions at the start of a game are drawn from 0 to ``noop_max - 1`` (Atari only).
+        evaluation_games: Full games per evaluation or test, over all processes.
+        num_env_threads: Emulator threads of each process; 0 divides the cores among this machine's processes. If the
+            emulator threads of all processes occupy every core, each is pinned to its core.
+        env_timeout_seconds: Seconds that one step of the environments may take; a longer step ends the run with an
+            error.
+        collection: LocalCollection (in this process; the default) or RayCollection (workers of a Ray cluster).
+        seed: Seed of environments and action sampling, combined with the rank.
+
+    Raises:
+        SettingError: If a setting is out of range, the rollouts do not fit into memory, or the game cannot be played.
     """
 
     def __init__(
@@ -152,7 +173,7 @@ class RolloutDataModule(L.LightningDataModule):
                 f"data.frames.sticky_action_probability: {frames.sticky_action_probability} is outside [0, 1]."
             )
         self.game = canonical_game(game)
-        # plain numbers: weights_only refuses jsonargparse's restricted types, which shapes of tensors keep
+        # plain ints: tensor shapes keep jsonargparse's restricted types, which weights_only loading rejects
         self.num_envs = int(num_envs)
         self.rollout_length = int(rollout_length)
         self.total_env_steps = total_env_steps
@@ -171,19 +192,23 @@ class RolloutDataModule(L.LightningDataModule):
         self.collection.check(self.num_envs)
         self.collecting: RolloutSource | None = None
         self._saved: dict[str, Any] = {}
-        self._check_memory(frames.stack * (frames.size or 1) ** 2)  # before an environment of this size is made
+        self._check_memory(frames.stack * (frames.size or 1) ** 2)  # before building an environment of this size
         probe = self.make_env(1, seed=0)
         self.num_actions = probe.num_actions
         self.frame_shape = cast(tuple[int, int, int], probe.frame_shape)
-        # an environment that cannot begin or play a game ends the run here, before training starts
+        # fail before training starts if an environment cannot reset or step
         probe.reset_games(np.ones(1, dtype=np.bool_))
         probe.step_games(np.zeros(1, dtype=np.int64))
         probe.close()
         self._check_memory(math.prod(self.frame_shape))
 
     def _check_memory(self, frame_bytes: int) -> None:
-        """Refuse rollouts that no memory holds: an emulator's constructor would hear no signal while it fills it."""
-        of_game = 100_000  # the least that a game of any kind was seen to take
+        """Check that rollouts fit into memory: no signal can interrupt an emulator's constructor that fills it.
+
+        Raises:
+            SettingError: If they do not.
+        """
+        of_game = 100_000  # bytes, the smallest measured memory of a game of any kind
         check_fits(
             self.num_envs * (frame_bytes * (self.rollout_length + 1) + of_game),
             f"data.num_envs {self.num_envs} with data.rollout_length {self.rollout_length} and frames of "
@@ -191,7 +216,12 @@ class RolloutDataModule(L.LightningDataModule):
         )
 
     def games(self, num_envs: int, seed: int) -> EnvSpec:
-        """``num_envs`` games with this module's settings."""
+        """Return the specification of games with this module's settings.
+
+        Args:
+            num_envs: Number of games.
+            seed: Seed from which the seeds of all games are drawn.
+        """
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or max(1, self._num_local_ranks())
         threads = self.num_env_threads or max(1, min(num_envs, usable_cores() // local_ranks))
         trainer = self.trainer
@@ -211,7 +241,7 @@ class RolloutDataModule(L.LightningDataModule):
         )
 
     def make_env(self, num_envs: int, seed: int) -> "GameEnv":
-        """Those games, in this process."""
+        """Build an environment of ``num_envs`` games in this process; see :meth:`games`."""
         return self.games(num_envs, seed).build()
 
     def _num_local_ranks(self) -> int:
@@ -219,20 +249,20 @@ class RolloutDataModule(L.LightningDataModule):
 
     @property
     def rollouts_per_epoch(self) -> int:
-        """Rollouts that a process collects in an epoch; the run's last epoch may have fewer."""
+        """Return the number of rollouts of a process in an epoch; the run's last epoch may have fewer."""
         return -(-self.env_steps_per_epoch // self.env_steps_per_rollout)
 
     @property
     def env_steps_per_rollout(self) -> int:
-        """Environment steps of one rollout, over all processes."""
+        """Return the number of environment steps of one rollout, over all processes."""
         world_size = self.trainer.world_size if self.trainer is not None else 1
         return self.num_envs * self.rollout_length * world_size
 
     def setup(self, stage: str) -> None:
-        """Checks what only the trainer knows.
+        """Check settings that depend on the number of processes.
 
         Raises:
-            SettingError: a process would have no game to evaluate, and the others would wait for it.
+            SettingError: If there are fewer evaluation games than processes, which would block the evaluation.
         """
         if self.trainer is not None and self.evaluation_games < self.trainer.world_size:
             raise SettingError(
@@ -241,13 +271,17 @@ class RolloutDataModule(L.LightningDataModule):
             )
 
     def train_dataloader(self) -> Iterable[TensorDict]:
-        """Build the collector for the module's agent, and restore the games and random numbers of a checkpoint."""
+        """Build the collector for the module's agent, and restore games and random generators from a checkpoint.
+
+        Raises:
+            SettingError: If the state in the checkpoint cannot be restored.
+        """
         trainer = self.trainer
         assert trainer is not None
-        self._shut_down()  # of an earlier dataloader
+        self._shut_down()  # the collector of an earlier dataloader
         learner = cast(Learner, trainer.lightning_module)
         device = trainer.strategy.root_device
-        # a resumed run whose games begin anew must not replay those of the first one, and no two ranks the same
+        # seeds must differ between ranks, and after a resume that starts new games
         seed = derived_seed(self.seed, trainer.global_rank, learner.env_steps)
         with restoring():
             state = self._state_to_resume(trainer.global_rank, device)
@@ -263,10 +297,10 @@ class RolloutDataModule(L.LightningDataModule):
         return Rollouts(self, self.collecting)
 
     def between_rollouts(self) -> None:
-        """Tell callbacks with a method of this name that a rollout is done and the next one has not begun.
+        """Call the ``between_rollouts`` hook of all callbacks that have it; without one, check for a stop signal.
 
         Raises:
-            Interrupted: the run was asked to stop.
+            Interrupted: If the run received a stop signal.
         """
         told = [each for each in cast(Any, self.trainer).callbacks if isinstance(each, BetweenRollouts)]
         for callback in told:
@@ -277,7 +311,7 @@ class RolloutDataModule(L.LightningDataModule):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the games and the random numbers of every process are; all of them must call it."""
+        """Return the state of games and random generators of all processes; a collective call."""
         if self.collecting is None:
             return {}
         mine = {**self.collecting.state(), "torch_generator": torch.get_rng_state()}
@@ -288,11 +322,11 @@ class RolloutDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it until the environments are built."""
+        """Store the state until the environments are built."""
         self._saved = state_dict
 
     def _settings_of_games(self) -> dict[str, Any]:
-        """What must be the same for games to go on."""
+        """Return the settings that must be equal for games to be restored."""
         return {
             "data.game": without_module(self.game),
             "data.num_envs": self.num_envs,
@@ -322,17 +356,15 @@ class RolloutDataModule(L.LightningDataModule):
         return mine
 
     def for_learning(self, rollout: TensorDict) -> TensorDict:
-        """The collector's TensorDict as the class describes it."""
+        """Convert the collector's TensorDict to a training batch, in the layout that the class describes."""
         after = rollout["next"]
         game_over = after["done"][..., 0]
         terminated = after["terminated"][..., 0]
         if self.life_loss_terminal:
             terminated = terminated | after["life_lost"][..., 0]
         reward = after["reward"][..., 0]
-        kept = rollout.get("activations", None)
         return TensorDict(
             {
-                **({} if kept is None else {"activations": kept}),
                 "pixels": rollout["pixels"],
                 "action": rollout["action"],
                 "log_prob": rollout["log_prob"],
@@ -349,17 +381,17 @@ class RolloutDataModule(L.LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Rollouts are there already, and looking at all their parts would take a millisecond."""
+        """Return rollouts unchanged: they are on the device already, and traversing them would take a millisecond."""
         if isinstance(batch, TensorDict):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def val_dataloader(self) -> GameSeeds:
-        """Seeds of the games that score the policy in training; the same ones each time."""
+        """Return seeds of the evaluation games during training, the same in every evaluation."""
         return self._game_seeds(stream=1)
 
     def test_dataloader(self) -> GameSeeds:
-        """Seeds of the games of the final test, none of which scored the policy before."""
+        """Return seeds of the games of the final test, drawn independently of the validation seeds."""
         return self._game_seeds(stream=2)
 
     def _game_seeds(self, stream: int) -> GameSeeds:
@@ -369,11 +401,11 @@ class RolloutDataModule(L.LightningDataModule):
         return GameSeeds(mine.split(EVALUATION_BATCH) if len(mine) else [])
 
     def teardown(self, stage: str) -> None:
-        """Ends the emulators."""
+        """Close the emulators."""
         self._shut_down()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Ends the emulators: ``teardown`` is not called on exceptions."""
+        """Close the emulators: Lightning does not call ``teardown`` after exceptions."""
         self._shut_down()
 
     def _shut_down(self) -> None:

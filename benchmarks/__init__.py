@@ -1,1 +1,1 @@
-"""Throughput and cost, side by side with what a user would pick instead."""
+"""Benchmarks of throughput, memory and start-up time, compared with other libraries."""

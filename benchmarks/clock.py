@@ -1,4 +1,4 @@
-"""The speed of a run of ``fit``, by a callback that the command line can name."""
+"""Callback that measures the speed of a ``fit`` run."""
 
 import time
 from typing import Any
@@ -8,15 +8,19 @@ import torch
 
 
 class Clock(L.Callback):
-    """Measures the speed from a warm-up on, and then stops the run.
+    """Measures environment steps per second and peak GPU memory after a warm-up, then stops the run.
+
+    Results are class attributes, since the command line creates the instance.
 
     Args:
-        warmup: rollouts that are not timed.
-        seconds: how long to measure.
+        warmup: Number of untimed rollouts at the start (default: 10).
+        seconds: Duration of the measurement in seconds (default: 5).
     """
 
     env_steps_per_second = 0.0
+    """Environment steps per second of the last run."""
     peak_mebibytes = 0.0
+    """Peak memory allocated by torch on the GPU in MiB, since the process started; 0 without a GPU."""
 
     def __init__(self, warmup: int = 10, seconds: float = 5.0) -> None:
         self.warmup = warmup
@@ -24,7 +28,10 @@ class Clock(L.Callback):
         self.rollouts = self.began = self.first = 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Read the time; the next rollout's actions have waited for the GPU."""
+        """Read the time after each rollout.
+
+        No synchronization with the GPU is needed: choosing the next rollout's actions waits for it.
+        """
         self.rollouts += 1
         env_steps: Any = pl_module.env_steps
         if self.rollouts == self.warmup:

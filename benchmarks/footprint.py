@@ -1,4 +1,4 @@
-"""Peak memory of a search and the time that commands take to start, each in a process of its own."""
+"""Peak memory of a search and start-up time of commands, each in a separate process."""
 
 import subprocess
 import sys
@@ -24,14 +24,34 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def peak_gib(frame_size: int, sampling: str, recompute: bool, threads: int) -> float:
-    """Of 4 rollouts of a search with the paper's plan, 16 environments x 5, without a teacher."""
+    """Measure the peak memory of a search with the paper's plan and without a teacher.
+
+    The search runs for 4 rollouts of 16 environments x 5 steps.
+
+    Args:
+        frame_size: Height and width of frames in pixels.
+        sampling: ``soft`` or ``single`` (path).
+        recompute: Whether activations are recomputed in the backward pass.
+        threads: Threads of torch and of the emulators.
+
+    Returns:
+        Peak resident memory in GiB.
+    """
     command = [sys.executable, "-c", _PEAK, str(frame_size), sampling, str(recompute), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def seconds_to_start(commands: Sequence[Sequence[str]], times: int) -> list[float]:
-    """Median wall-clock seconds of each ``python arguments``, in turn; the first of several fills the disk's cache."""
+    """Measure the wall-clock time of commands that run in turn.
+
+    Args:
+        commands: Arguments of ``python`` for each command.
+        times: Number of runs of each command; if several, the first is discarded because it fills the disk cache.
+
+    Returns:
+        Median seconds of each command.
+    """
     seconds: list[list[float]] = [[] for _ in commands]
     for _ in range(times):
         for arguments, mine in zip(commands, seconds, strict=True):

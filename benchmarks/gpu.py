@@ -1,6 +1,6 @@
-"""``python -m benchmarks.gpu``: environment steps a second of each stage on a GPU and on this machine's CPU.
+"""``python -m benchmarks.gpu``: environment steps per second of each stage on a GPU and on the CPU.
 
-Each run is one of ``fit`` with the shipped configs, without evaluations, in turns in one process.
+Each measurement is a ``fit`` run with the shipped configs and without evaluations. All runs alternate in one process.
 """
 
 import argparse
@@ -16,14 +16,18 @@ from a2d_lightning.cli.main import main as command
 from benchmarks.clock import Clock
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GRAPHS = ["--trainer.callbacks+=callbacks.CompiledAgent", "--trainer.callbacks.mode", "reduce-overhead"]
+GRAPHS = ["--trainer.callbacks+=a2d_lightning.callbacks.CompiledAgent", "--trainer.callbacks.mode", "reduce-overhead"]
 BFLOAT16 = ["--trainer.precision", "bf16-mixed"]
 LAPTOP = ["--config", str(CONFIGS / "scale" / "laptop.yaml")]
 MINATAR = ["--config", str(CONFIGS / "scale" / "minatar.yaml")]
 
 
 def contestants(architecture: Path) -> dict[str, list[str]]:
-    """The arguments of ``fit``, by name."""
+    """Return stage and further arguments of ``fit`` by name of the contestant.
+
+    Args:
+        architecture: JSON file of the network to retrain.
+    """
     retrain = ["retrain", "--model.architecture", str(architecture)]
     gpu, cpu = ["--trainer.accelerator", "gpu"], ["--trainer.accelerator", "cpu"]
     return {
@@ -47,7 +51,13 @@ def contestants(architecture: Path) -> dict[str, list[str]]:
 
 
 def speed(stage: str, *args: str, seconds: float) -> float:
-    """Environment steps a second of a run; its output is swallowed."""
+    """Measure the environment steps per second of a ``fit`` run and discard its standard output.
+
+    Args:
+        stage: Name of the config in ``configs``.
+        args: Further arguments of ``fit``.
+        seconds: Duration of the measurement in seconds.
+    """
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         command(
             [
@@ -61,7 +71,7 @@ def speed(stage: str, *args: str, seconds: float) -> float:
 
 
 def main() -> None:
-    """Measure, and print a table."""
+    """Measure all contestants and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of turns; the table has medians")
     parser.add_argument("--seconds", type=float, default=5.0, help="of measurement a turn")

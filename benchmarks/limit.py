@@ -1,4 +1,4 @@
-"""The limit: raw emulation, a forward to act, a forward and backward to learn, an optimizer's step, each alone."""
+"""Lower bound of the time of a rollout: emulation, acting, learning and the optimizer step, each measured alone."""
 
 from collections.abc import Callable
 
@@ -13,11 +13,19 @@ from a2d_lightning.modules.actor_critic import rmsprop
 from benchmarks.turns import Lap
 
 PARTS = ("acting", "learning", "optimizer")
-"""Of a rollout, besides emulation."""
+"""Parts of a rollout besides emulation."""
 
 
 def emulate(lap: Lap, num_envs: int, steps: int, frame_size: int, threads: int) -> None:
-    """Random steps of ale-py's emulators with our preprocessing, and nothing of ours around them."""
+    """Step ale-py's vector environment with random actions and the usual preprocessing, without other code.
+
+    Args:
+        lap: Called after each rollout.
+        num_envs: Number of environments.
+        steps: Steps per rollout.
+        frame_size: Height and width of frames in pixels.
+        threads: Threads of the emulators.
+    """
     gymnasium.register_envs(ale_py)
     env = AtariVectorEnv(
         "pong",
@@ -39,7 +47,16 @@ def emulate(lap: Lap, num_envs: int, steps: int, frame_size: int, threads: int) 
 
 
 def compute(lap: Lap, part: str, network: str, num_envs: int, steps: int, frame_size: int) -> None:
-    """One of a rollout's :data:`PARTS`: acting on every step, learning from it once, or the optimizer's step."""
+    """Run one part of a rollout: acting on every step, one learning pass, or one optimizer step.
+
+    Args:
+        lap: Called after each repetition.
+        part: One of :data:`PARTS`.
+        network: Name of the backbone.
+        num_envs: Number of environments.
+        steps: Steps per rollout.
+        frame_size: Height and width of frames in pixels.
+    """
     shape = (4, frame_size, frame_size)
     agent = ActorCritic(make_backbone(network, shape), shape, 6)
     optimizer = rmsprop(agent.parameters())
@@ -56,7 +73,7 @@ def compute(lap: Lap, part: str, network: str, num_envs: int, steps: int, frame_
         logits, value = agent(learned)
         (logits.square().mean() + value.square().mean()).backward()
 
-    learn()  # an optimizer's step needs gradients
+    learn()  # the optimizer step needs gradients
     parts: dict[str, Callable[[], object]] = dict(zip(PARTS, (act, learn, optimizer.step), strict=True))
     work = parts[part]
     while True:

@@ -1,4 +1,4 @@
-"""What a2d_lightning does in a second: whole trainings by Lightning's Trainer, and its collector alone."""
+"""Workloads of a2d_lightning: complete training by Lightning's Trainer, and rollout collection alone."""
 
 import time
 import warnings
@@ -19,29 +19,33 @@ from benchmarks.turns import Lap
 M = TypeVar("M", bound=ActorCriticModule)
 
 ENDLESS = 10**7
-"""Rollouts, for a contestant."""
+"""Number of rollouts of a contestant, more than are ever played."""
 
 
 class Laps(L.Callback):
-    """Calls ``lap`` after each rollout that was learned from."""
+    """Calls ``lap`` after the update on each rollout."""
 
     def __init__(self, lap: Lap) -> None:
         self.lap = lap
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """See the class."""
+        """Call ``lap``."""
         self.lap()
 
 
 class Stopwatch(L.Callback):
-    """Seconds a rollout, act and learn, from the end of the warm-up to the end of the training."""
+    """Measures seconds per rollout, for acting and learning, from the end of a warm-up to the end of training.
+
+    Args:
+        warmup_rollouts: Number of untimed rollouts at the start (default: 20).
+    """
 
     def __init__(self, warmup_rollouts: int = 20) -> None:
         self.warmup_rollouts = warmup_rollouts
         self.seconds_a_rollout = self._began = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Starts after the warm-up; reads the time, so far, after every rollout."""
+        """Start timing after the warm-up, and update the mean after every further rollout."""
         now, rollouts = time.perf_counter(), args[-1] + 1 - self.warmup_rollouts
         if rollouts > 0:
             self.seconds_a_rollout = (now - self._began) / rollouts
@@ -50,7 +54,15 @@ class Stopwatch(L.Callback):
 
 
 def data_of(num_envs: int, rollout_length: int, frame_size: int, threads: int, rollouts: int) -> RolloutDataModule:
-    """Pong, for one epoch of ``rollouts``."""
+    """Create the data module for one epoch of Pong.
+
+    Args:
+        num_envs: Number of environments.
+        rollout_length: Steps per rollout.
+        frame_size: Height and width of frames in pixels.
+        threads: Threads of the emulators.
+        rollouts: Number of rollouts in the epoch.
+    """
     env_steps = rollouts * num_envs * rollout_length
     return RolloutDataModule(
         game="Pong",
@@ -72,16 +84,16 @@ def train(
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     **settings: Any,
 ) -> None:
-    """A whole training by the Trainer, without evaluations, loggers and checkpoints.
+    """Train a module by the Trainer, without evaluations, loggers and checkpoints.
 
     Args:
-        module: a stage.
-        data: what it plays.
-        watch: is told of every rollout, in the first process.
-        prepare: changes the new module.
-        processes: that share the work by DDP.
-        precision: of the Trainer.
-        settings: the module's.
+        module: Class of the stage.
+        data: Data module.
+        watch: Callback that observes the rollouts.
+        prepare: Function that modifies the new module before training.
+        processes: Number of DDP processes.
+        precision: Precision of the Trainer.
+        settings: Settings of the module.
     """
     model = module(
         game=data.game,
@@ -111,19 +123,24 @@ def train(
 
 
 class UniformAgent(nn.Module):
-    """A policy that costs nothing."""
+    """Uniform policy of negligible cost."""
 
     def __init__(self, num_actions: int) -> None:
         super().__init__()
         self.num_actions = num_actions
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Equal logits ``[B, actions]``, values of 0 ``[B]``."""
+        """Return equal logits ``[B, actions]`` and zero values ``[B]``."""
         return torch.zeros(len(pixels), self.num_actions), torch.zeros(len(pixels))
 
 
 def rollouts_of(data: RolloutDataModule, agent: nn.Module) -> Iterator[TensorDict]:
-    """What the data gives a training with ``agent``, without a training."""
+    """Iterate over the rollouts of a training without training.
+
+    Args:
+        data: Data module.
+        agent: Policy; maps pixels to logits ``[B, actions]`` and values ``[B]``.
+    """
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     learner = SimpleNamespace(agent=agent, env_steps=0)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -139,6 +156,11 @@ def rollouts_of(data: RolloutDataModule, agent: nn.Module) -> Iterator[TensorDic
 
 
 def collect(lap: Lap, data: RolloutDataModule) -> None:
-    """Rollouts by a policy that costs nothing."""
+    """Collect rollouts with a policy of negligible cost.
+
+    Args:
+        lap: Called after each rollout.
+        data: Data module.
+    """
     for _ in rollouts_of(data, UniformAgent(data.num_actions)):
         lap()

@@ -1,4 +1,4 @@
-"""The soft supernet module by module: what ``a2d_lightning.nas.sampling.SoftSum`` is measured against. Frozen."""
+"""Unoptimized soft supernet: the fixed reference for the speed of ``a2d_lightning.nas.sampling.SoftSum``."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,22 @@ from a2d_lightning.nas.sampling import SoftSum
 
 
 class PlainSoftSum(SoftSum):
-    """Eq. 10 as it is written."""
+    """Direct implementation of Eq. 10."""
 
     def mix(self, operators: nn.ModuleList, x: Tensor, weights: Tensor, ranking: Sequence[int]) -> Tensor:
-        """sum_i y_i O_i(A_l)."""
+        """Return sum_i y_i O_i(A_l) over the operators O_i of a cell.
+
+        Args:
+            operators: Operators of the cell.
+            x: Input A_l of the cell.
+            weights: Weights y ``[operators]``.
+            ranking: Not used.
+        """
         return sum(weight * operator(x) for weight, operator in zip(weights, operators, strict=True))
 
 
 def plain_layers(module: nn.Module) -> None:
-    """Make every layer in ``module`` compute as torch's own (the reverse of ``accelerate``)."""
+    """Replace the accelerated layers in ``module`` by torch's, in place (the inverse of ``accelerate``)."""
     for layer in module.modules():
         if isinstance(layer, DepthwiseConv5x5 | PointwiseConv):
             layer.__class__ = nn.Conv2d

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.scaling``: environment steps/s over numbers of environments, frame sizes, networks, processes.
+"""``python -m benchmarks.scaling``: environment steps/s by number of environments, frame size, network and processes.
 
-A2C on Pong with rollouts of 5. Each figure is the median over rounds in which every set-up has its turn, in a process
-of its own.
+The workload is A2C on Pong with rollouts of 5 steps. Each point in the plot is the median over rounds. In each round,
+every set-up runs once in a new process.
 """
 
 import argparse
@@ -29,12 +29,12 @@ NUM_ENVS = (8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained."""
+    """Set-up of one training."""
 
     network: str
     frame_size: int
     num_envs: int
-    """Over all processes."""
+    """Number of environments over all processes."""
     processes: int = 1
 
     def __str__(self) -> str:
@@ -42,13 +42,13 @@ class Setup:
 
     @staticmethod
     def parse(text: str) -> "Setup":
-        """The inverse of ``str``."""
+        """Parse the output of ``str``."""
         network, *numbers = text.split(",")
         return Setup(network, *(int(number) for number in numbers))
 
 
 def setups() -> Iterator[Setup]:
-    """The grid."""
+    """Yield all set-ups."""
     for network, frame_size in (("vanilla", 84), ("four_conv", 42), ("resnet20", 84), ("resnet20", 42)):
         for num_envs in NUM_ENVS:
             yield Setup(network, frame_size, num_envs)
@@ -57,14 +57,23 @@ def setups() -> Iterator[Setup]:
 
 
 def take_turn(setup: Setup, threads: int, env_steps: int) -> float:
-    """Environment steps/s of one set-up, in this process and those that it starts."""
+    """Train one set-up, in this process and any DDP processes that it starts.
+
+    Args:
+        setup: Set-up to train.
+        threads: Threads of torch and of the emulators, over all processes.
+        env_steps: Timed environment steps over all processes, rounded to rollouts; at least 10 rollouts.
+
+    Returns:
+        Environment steps per second over all processes.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(max(1, threads // setup.processes))
     keep_freed_memory()
     num_envs = setup.num_envs // setup.processes
     steps = setup.num_envs * STEPS
     watch = Stopwatch()
-    # of all processes together
+    # over all processes
     rollouts = (watch.warmup_rollouts + max(10, env_steps // steps)) * setup.processes
     data = data_of(num_envs, STEPS, setup.frame_size, max(1, threads // setup.processes), rollouts)
     train(TeacherModule, data, watch, processes=setup.processes, network=setup.network)
@@ -72,7 +81,12 @@ def take_turn(setup: Setup, threads: int, env_steps: int) -> float:
 
 
 def draw(rates: dict[Setup, list[float]], output: Path) -> None:
-    """``scaling.csv``, a line a turn, and ``scaling.png``."""
+    """Write ``scaling.csv``, with one line per turn, and ``scaling.png``.
+
+    Args:
+        rates: Environment steps per second of each round, by set-up.
+        output: Folder.
+    """
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "scaling.csv", "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -102,7 +116,7 @@ def draw(rates: dict[Setup, list[float]], output: Path) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of the emulators")
     parser.add_argument("--rounds", type=int, default=3)
@@ -112,7 +126,7 @@ def main() -> None:
     settings = parser.parse_args()
     if settings.turn:
         rate = take_turn(Setup.parse(settings.turn), settings.threads, settings.env_steps)
-        rank_zero_only(print)(rate)  # the other processes of the turn run this, too
+        rank_zero_only(print)(rate)  # the other DDP processes run this line, too
         return
     rates: dict[Setup, list[float]] = {setup: [] for setup in setups()}
     for number in range(settings.rounds):

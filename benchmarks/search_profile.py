@@ -1,4 +1,4 @@
-"""``python -m benchmarks.search_profile``: where the time of a search goes, by part of a rollout and by kernel."""
+"""``python -m benchmarks.search_profile``: time of a search by part of a rollout and by kernel."""
 
 import argparse
 import logging
@@ -38,7 +38,11 @@ SAMPLINGS: dict[str, type[Sampling]] = {"soft": SoftSum, "single": SinglePath}
 
 @contextmanager
 def timed_parts(seconds: dict[str, float]) -> Iterator[None]:
-    """Inside, adds up the time of each part; none lies inside of another."""
+    """Accumulate the time spent in each part while the context is active; parts are not nested.
+
+    Args:
+        seconds: Wall-clock seconds by part, updated in place.
+    """
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -57,7 +61,7 @@ def timed_parts(seconds: dict[str, float]) -> Iterator[None]:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--plan", choices=PLANS, default="laptop")
     parser.add_argument("--sampling", choices=SAMPLINGS, default="soft")

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's A2C on Atari, as its documentation trains it. Needs the extra ``benchmarks``."""
+"""A2C on Atari as in the documentation of Stable-Baselines3. Requires the extra ``benchmarks``."""
 
 import ale_py
 import gymnasium
@@ -7,10 +7,15 @@ from benchmarks.turns import Lap
 
 
 def train(lap: Lap, num_envs: int, steps: int) -> None:
-    """Nature CNN, 84x84 frames, its own environments and wrappers.
+    """Train the Nature CNN on 84x84 frames with Stable-Baselines3's environments and wrappers.
+
+    Args:
+        lap: Called after each rollout and its update.
+        num_envs: Number of environments.
+        steps: Steps per rollout.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: If Stable-Baselines3 is not installed.
     """
     from stable_baselines3 import A2C  # noqa: PLC0415 (optional)
     from stable_baselines3.common.callbacks import BaseCallback  # noqa: PLC0415

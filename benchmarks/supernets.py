@@ -1,4 +1,4 @@
-"""The search's own cost: the soft sum against its plain form, and a single path against the network it is."""
+"""Cost of the search: the soft sum against its direct form, and a single path against the equivalent network."""
 
 import tempfile
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 
 from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.modules import AgentModule, SearchModule
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.sampling import Sampling, SinglePath
-from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet
 from benchmarks.ours import ENDLESS, Laps, data_of, train
 from benchmarks.plain_supernet import PlainSoftSum, plain_layers
@@ -23,7 +24,17 @@ _SEARCH = {"plan": LAPTOP_PLAN, "sampling": SinglePath(), "alpha_learning_rate":
 def soft_sum(
     lap: Lap, sampling: Sampling, recompute: bool, num_envs: int, steps: int, frame_size: int, plan: Plan
 ) -> None:
-    """Acting on a rollout and a forward and backward to learn from it."""
+    """Run the supernet on synthetic rollouts: acting on every step, and one forward and backward pass.
+
+    Args:
+        lap: Called after each rollout.
+        sampling: Rule that weights the operators.
+        recompute: Whether activations are recomputed in the backward pass.
+        num_envs: Number of environments.
+        steps: Steps per rollout.
+        frame_size: Height and width of frames in pixels.
+        plan: Groups, cells and channels of the supernet.
+    """
     shape = (4, frame_size, frame_size)
     agent = ActorCritic(Supernet(plan, shape, sampling, recompute), shape, 6)
     if isinstance(sampling, PlainSoftSum):
@@ -41,7 +52,7 @@ def soft_sum(
 
 
 def force(module: SearchModule) -> None:
-    """Alpha chooses each operator in turn, for ever."""
+    """Fix the path of a search: cell i uses operator i modulo the number of operators."""
     alpha = module.supernet.alpha_logits
     with torch.no_grad():
         for cell in range(len(alpha)):
@@ -50,12 +61,22 @@ def force(module: SearchModule) -> None:
 
 
 def single_path(lap: Lap, threads: int) -> None:
-    """The search with a forced path; laptop plan."""
+    """Run a single-path search with a fixed path and the laptop plan.
+
+    Args:
+        lap: Called after each rollout and its update.
+        threads: Threads of the emulators.
+    """
     train(SearchModule, data_of(16, 5, 42, threads, ENDLESS), Laps(lap), prepare=force, **_SEARCH)
 
 
 def its_agent(lap: Lap, threads: int) -> None:
-    """The training of the agent that the forced path derives."""
+    """Train the agent derived from the fixed path of :func:`single_path`.
+
+    Args:
+        lap: Called after each rollout and its update.
+        threads: Threads of the emulators.
+    """
     data = data_of(16, 5, 42, threads, ENDLESS)
     search = SearchModule(
         game=data.game,

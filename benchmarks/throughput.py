@@ -1,6 +1,7 @@
-"""``python -m benchmarks.throughput``: ours, Stable-Baselines3, TorchRL and the limit, in turns on one machine.
+"""``python -m benchmarks.throughput``: a2d_lightning, Stable-Baselines3, TorchRL and the limit.
 
-Those that are compared form a group, whose members alternate every second; each round starts their processes anew.
+The limit is the sum of the parts of a rollout. Contestants to be compared form a group, whose members alternate on one
+machine, by default every second. Each round starts new processes.
 """
 
 import argparse
@@ -34,22 +35,22 @@ NUM_ENVS, STEPS, SIZE = 16, 5, 84
 ENV_STEPS = NUM_ENVS * STEPS
 
 PEERS = {"Stable-Baselines3": 1.6, "TorchRL": 4.0}
-"""Who trains Vanilla, too, and how much faster ours should be."""
+"""Libraries that also train the Vanilla network, and the target speed-up of a2d_lightning."""
 
 BESIDE = "ours, vanilla, beside one busy process"
 
 WITHOUT_TARGET = ("ours, vanilla in bfloat16", "soft sum, recomputed")
-"""Contestants that a quick run leaves out."""
+"""Contestants omitted by ``--quick``."""
 
 Group = dict[str, Contestant]
 
 Seconds = dict[str, list[list[float]]]
-"""Of a group: a rollout's, by contestant, round and turn."""
+"""Seconds per rollout in a group, by contestant, round and turn."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """Row of the table: a value and, optionally, its target."""
 
     what: str
     value: float
@@ -69,7 +70,11 @@ class Row:
 
 
 def groups(threads: int) -> dict[str, Group]:
-    """Everything that is timed by the rollout."""
+    """Return all contestants whose rollouts are timed, by group.
+
+    Args:
+        threads: Threads of torch and of the emulators.
+    """
 
     def peer(work: Callable[..., None], *arguments: Any) -> Contestant:
         def run(lap: Lap) -> None:
@@ -81,7 +86,7 @@ def groups(threads: int) -> dict[str, Group]:
 
     def our(work: Callable[..., None], *arguments: Any) -> Contestant:
         def run(lap: Lap) -> None:
-            keep_freed_memory()  # a setting of our commands
+            keep_freed_memory()  # as in the command line of a2d_lightning
             peer(work, *arguments)(lap)
 
         return run
@@ -130,7 +135,17 @@ def _train(lap: Lap, threads: int, network: str, precision: Literal["32-true", "
 
 
 def play(group: Group, rounds: int, turns: int, seconds: float) -> Seconds:
-    """``rounds`` times, starts the contestants and lets each have ``turns`` of ``seconds``."""
+    """Run the contestants of a group in turns.
+
+    Args:
+        group: Contestants by name.
+        rounds: Number of rounds; each starts new processes.
+        turns: Turns of each contestant per round.
+        seconds: Duration of a turn.
+
+    Returns:
+        Seconds per rollout, by contestant, round and turn.
+    """
     found: Seconds = {name: [] for name in group}
     for number in range(rounds):
         with ExitStack() as stack:
@@ -143,7 +158,13 @@ def play(group: Group, rounds: int, turns: int, seconds: float) -> Seconds:
 
 
 def table(seconds: dict[str, Seconds], quick: bool, threads: int) -> list[Row]:
-    """The targets and what came out."""
+    """Compare the results with the targets, and measure memory and start-up time.
+
+    Args:
+        seconds: Seconds per rollout by group.
+        quick: Whether peak memory and rows without a target are omitted.
+        threads: Threads for the measurements of memory.
+    """
     vanilla, resnet20, soft, single = (seconds[name] for name in ("vanilla", "resnet20", "soft sum", "single path"))
     fast, faster = ["ours, vanilla"], ["ours, vanilla in bfloat16"]
     peers = [peer for peer in PEERS if peer in vanilla]
@@ -184,13 +205,24 @@ def table(seconds: dict[str, Seconds], quick: bool, threads: int) -> list[Row]:
 
 
 def parts_of_limit(network: str) -> list[str]:
-    """Whose times add up to the limit."""
+    """Return the names of the contestants whose times add up to the limit."""
     return ["raw emulators", *(f"{part}, {network}" for part in limit.PARTS)]
 
 
 def ratio(group: Seconds, above: list[str], below: list[str]) -> tuple[float, str]:
-    """The median of the rounds' ratios, and those in words. A round's is of sums of medians over its turns: between
-    rounds, minutes apart, the machine may have become another."""
+    """Compute the ratio of times between two sets of contestants.
+
+    Ratios are taken within rounds, of sums of medians over turns: the speed of a shared machine may change in the
+    minutes between rounds.
+
+    Args:
+        group: Seconds per rollout by contestant.
+        above: Contestants in the numerator.
+        below: Contestants in the denominator.
+
+    Returns:
+        Median over rounds, and a text that lists the ratio of each round.
+    """
     rounds = range(len(group[above[0]]))
     ratios = [
         sum(median(group[name][number]) for name in above) / sum(median(group[name][number]) for name in below)
@@ -200,7 +232,12 @@ def ratio(group: Seconds, above: list[str], below: list[str]) -> tuple[float, st
 
 
 def write(seconds: dict[str, Seconds], output: Path) -> None:
-    """``throughput.csv``, a line a turn, and ``throughput.png``."""
+    """Write ``throughput.csv``, with one line per turn, and ``throughput.png``.
+
+    Args:
+        seconds: Seconds per rollout by group.
+        output: Folder.
+    """
     output.mkdir(parents=True, exist_ok=True)
     with open(output / "throughput.csv", "w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
@@ -231,8 +268,8 @@ def write(seconds: dict[str, Seconds], output: Path) -> None:
 
 
 def main() -> None:
-    """See the module."""
-    if let_waiting_threads_sleep():  # a setting of our commands, which torch reads when it is imported
+    """Run the benchmark."""
+    if let_waiting_threads_sleep():  # as in the command line; torch reads the variable at import
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of what has a target, no peak memory")
@@ -248,7 +285,7 @@ def main() -> None:
     seconds = {}
     for name, group in groups(settings.threads).items():
         playing = {who: work for who, work in group.items() if not settings.quick or who not in WITHOUT_TARGET}
-        # a rollout of a soft sum takes longer than a turn
+        # a rollout with the soft sum takes longer than a turn
         seconds[name] = play(playing, rounds, turns if name != "soft sum" else (turns + 1) // 2, turn_seconds)
     write(seconds, settings.output)
     for row in table(seconds, settings.quick, settings.threads):

@@ -1,7 +1,7 @@
-"""TorchRL's own way to train A2C on Atari: its parallel environments, collector, GAE and A2CLoss, one update a rollout.
+"""A2C on Atari with TorchRL: ParallelEnv, Collector, GAE and A2CLoss, with one update per rollout.
 
-Its published recipe takes ten minibatches of 20 from 200 steps and resizes frames by torchvision in the main process;
-here it gets what is kinder to it: one update a rollout, and frames resized by OpenCV in the workers.
+The published recipe of TorchRL uses ten minibatches of 20 from 200 steps and resizes frames with torchvision in the
+main process. This one favours TorchRL: one update per rollout, and frames resized by OpenCV in the workers.
 """
 
 import ale_py
@@ -41,7 +41,13 @@ def _env(num_envs: int) -> EnvBase:
 
 
 def train(lap: Lap, num_envs: int, steps: int) -> None:
-    """Nature CNN, 84x84 frames."""
+    """Train the Nature CNN on 84x84 frames.
+
+    Args:
+        lap: Called after each rollout and its update.
+        num_envs: Number of environments.
+        steps: Steps per rollout.
+    """
     env = _env(num_envs)
     cnn = ConvNet(
         in_features=4, num_cells=[32, 64, 64], kernel_sizes=[8, 4, 3], strides=[4, 2, 1], activation_class=torch.nn.ReLU

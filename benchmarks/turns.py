@@ -1,6 +1,6 @@
-"""Contestants that take turns on one machine: all are alive, one works at a time.
+"""Alternating measurements on one machine: the processes of all contestants are alive, one runs at a time.
 
-A shared machine changes its speed by a third within a minute, so what is compared alternates every second.
+The speed of a shared machine changes by a third within a minute; contestants therefore alternate in short turns.
 """
 
 import multiprocessing
@@ -16,16 +16,16 @@ from typing import Any
 
 Lap = Callable[[], None]
 Contestant = Callable[[Lap], None]
-"""Works until it is stopped, and calls the lap after each rollout."""
+"""Workload that runs until its process is stopped and calls ``lap`` after each rollout."""
 
 _FORK = multiprocessing.get_context("fork")
-"""What is imported once is there for all; nobody has computed anything before."""
+"""Forked processes share the parent's imports. Forking is safe because the parent has run no computation."""
 
 
 def _laps(connection: Any) -> Iterator[None]:
-    """Goes on once a rollout: waits for a turn, and answers with its mean seconds a rollout."""
+    """Yield once per rollout: wait for a turn, then send its mean seconds per rollout when it ends."""
     while (seconds := connection.recv()) is not None:
-        yield  # not timed: it finds the caches of the one before
+        yield  # untimed: CPU caches hold data of the previous contestant
         began, rollouts = time.perf_counter(), 0
         while (spent := time.perf_counter() - began) < seconds:
             yield
@@ -41,13 +41,13 @@ def _perform(contestant: Contestant, connection: Any) -> None:
 
 
 class Seat:
-    """A contestant in a process of its own, since allocators and threads are settings of a process.
+    """Contestant in a separate process, since allocators and threads are settings of a process.
 
     Args:
-        name: for errors.
-        contestant: what it does there.
-        warmup_seconds: that it works before the next one is seated, since two that get ready side by side, each with
-            threads for all cores, would wait for each other's.
+        name: Name for errors.
+        contestant: Workload to run.
+        warmup_seconds: Duration of the warm-up on entering the context. Contestants warm up one after another: each
+            uses threads for all cores, and two at once would delay each other.
     """
 
     def __init__(self, name: str, contestant: Contestant, warmup_seconds: float) -> None:
@@ -60,10 +60,16 @@ class Seat:
         theirs.close()
 
     def turn(self, seconds: float) -> float:
-        """Lets it work for so long or for a rollout, after one that is not timed; returns its seconds a rollout.
+        """Run the contestant for a turn: one untimed rollout, then at least one timed rollout.
+
+        Args:
+            seconds: Duration of the turn; the last rollout is completed.
+
+        Returns:
+            Mean seconds per timed rollout.
 
         Raises:
-            RuntimeError: it has ended.
+            RuntimeError: If the contestant's process has ended.
         """
         try:
             self._connection.send(seconds)
@@ -88,13 +94,13 @@ class Seat:
 
 
 def beside_a_busy_process(contestant: Contestant) -> Contestant:
-    """Return a contestant that works while another process of one thread does, too."""
+    """Return a contestant that runs beside a busy single-threaded process."""
 
     def run(lap: Lap) -> None:
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
 
             def lap_beside() -> None:
-                busy.send_signal(signal.SIGSTOP)  # others may have their turns now
+                busy.send_signal(signal.SIGSTOP)  # pause: other contestants may have their turns now
                 lap()
                 busy.send_signal(signal.SIGCONT)
 
@@ -107,7 +113,16 @@ def beside_a_busy_process(contestant: Contestant) -> Contestant:
 
 
 def alternate(seats: Sequence[Seat], turns: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds a rollout of each, a figure a turn; who begins changes each turn."""
+    """Give all contestants turns; a different one begins each time.
+
+    Args:
+        seats: Contestants.
+        turns: Turns of each contestant.
+        seconds: Duration of a turn.
+
+    Returns:
+        Mean seconds per rollout of each turn, by name.
+    """
     found: dict[str, list[float]] = {seat.name: [] for seat in seats}
     for number in range(turns):
         first = number % len(seats)

@@ -1,6 +1,6 @@
-"""What stepping games of others costs over the bare environments: 64 games of MinAtar's Breakout under random actions.
+"""Overhead of vector environments over bare Gymnasium environments: 64 MinAtar Breakout games with random actions.
 
-Random play is the worst case: a game lasts ten steps, and resets are dearer than steps. Needs the package minatar.
+Random play is the worst case: a game lasts ten steps, and resets cost more than steps. Requires the package minatar.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ SECONDS = 0.5
 
 
 def random_actions() -> np.ndarray:
-    """int64 ``[steps, NUM_ENVS]``."""
+    """Return random actions, int64 ``[steps, NUM_ENVS]``."""
     return np.random.default_rng(0).integers(0, 3, (10_000, NUM_ENVS))
 
 
 def games(lap: Lap) -> None:
-    """Step MinAtar's own objects, without Gymnasium."""
+    """Step MinAtar's game objects without Gymnasium."""
     breakouts = [minatar.Environment("breakout") for _ in range(NUM_ENVS)]
     while True:
         for actions in random_actions():
@@ -40,7 +40,7 @@ def games(lap: Lap) -> None:
 
 
 def environments(lap: Lap) -> None:
-    """Step the bare Gymnasium environments of these games, without seeds."""
+    """Step bare Gymnasium environments of the games, without seeds."""
     envs = [gymnasium.make(GAME).unwrapped for _ in range(NUM_ENVS)]
     for env in envs:
         env.reset()
@@ -53,7 +53,7 @@ def environments(lap: Lap) -> None:
 
 
 def ours(lap: Lap) -> None:
-    """Step the same games as rollouts do: seeded, noted for an exact resume, as bytes [channels, h, w]."""
+    """Step the games as in rollouts: seeded, logged for exact resuming, observations uint8 ``[channels, h, w]``."""
     as_it_is = FrameSettings(size=None, stack=1, skip=1, gray=False)
     wrappers = ["a2d_lightning.rollouts.minatar.ResetStickyAction"]
     env = make_env(GAME, NUM_ENVS, as_it_is, seed=0, num_threads=1, noop_max=1, wrappers=wrappers)
@@ -67,7 +67,7 @@ def ours(lap: Lap) -> None:
 
 
 def gymnasiums(lap: Lap) -> None:
-    """Step the same games in Gymnasium's vector environment: no seeds after the first, observations as they are."""
+    """Step the games in Gymnasium's vector environment: seeded once, observations unchanged."""
     vector = SyncVectorEnv([lambda: gymnasium.make(GAME)] * NUM_ENVS, autoreset_mode=AutoresetMode.SAME_STEP)
     vector.reset(seed=0)
     while True:
@@ -77,7 +77,7 @@ def gymnasiums(lap: Lap) -> None:
 
 
 def main() -> None:
-    """Print steps/s of each and its time over the bare environments': medians over turns that alternate."""
+    """Print steps/s and time relative to bare environments for each contestant, as medians over alternating turns."""
     import_game(GAME)
     contestants = {"games": games, "environments": environments, "ours": ours, "gymnasium": gymnasiums}
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Architectures as JSON files while a search runs."""
+"""Callback that writes architectures as JSON files during a search."""
 
 from pathlib import Path
 from typing import Any
@@ -7,15 +7,15 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from a2d_lightning.callbacks.search_only import search_module
 from a2d_lightning.runtime.real_run import leaves_files
-from callbacks.search_only import search_module
 
 
 class ArchitectureCheckpoint(L.Callback):
-    """Derives the architecture and writes it into ``run_dir/architectures``.
+    """Writes the derived architecture of a search into ``run_dir/architectures``.
 
-    ``last.json`` and ``step-<env_steps>.json`` at every evaluation, ``last.json`` at the end and when a run is
-    interrupted, ``best.json`` when the supernet's score is the best so far. One rank writes.
+    ``step-<env_steps>.json`` and ``last.json`` are written at every evaluation, ``last.json`` also at the end and when
+    the run is interrupted, and ``best.json`` when the supernet's score is the best so far. Only rank 0 writes.
     """
 
     def __init__(self) -> None:
@@ -23,15 +23,19 @@ class ArchitectureCheckpoint(L.Callback):
         self._searching = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses other stages than the search."""
+        """Check that the stage is a search.
+
+        Raises:
+            SettingError: If it is not.
+        """
         search_module(self, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From here on there is something to keep: what fails sooner leaves an earlier run's files alone."""
+        """Enable writing on exceptions: an earlier failure must not overwrite the files of a previous run."""
         self._searching = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes what the search would give now, as the best if the supernet has never scored so high."""
+        """Write the current architecture; also as ``best.json`` if the supernet's score is the best so far."""
         if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
             return
         self.write_architecture(trainer, pl_module, f"step-{search_module(self, pl_module).env_steps:012d}")
@@ -42,26 +46,26 @@ class ArchitectureCheckpoint(L.Callback):
             self.write_architecture(trainer, pl_module, "best")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Writes ``last.json`` at the end."""
+        """Write ``last.json`` at the end."""
         if leaves_files(trainer):
             self.write_architecture(trainer, pl_module, "last")
         self._searching = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Writes ``last.json`` on Ctrl-C, SIGTERM and errors."""
+        """Write ``last.json`` on Ctrl-C, SIGTERM and errors."""
         if self._searching and leaves_files(trainer):
             self.write_architecture(trainer, pl_module, "last")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score, for a resumed run."""
+        """Return the best score, for a resumed run."""
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score."""
+        """Restore the best score."""
         self.best_score = state_dict["best_score"]
 
     @rank_zero_only
     def write_architecture(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> None:
-        """Write ``run_dir/architectures/<name>.json``."""
+        """Derive the architecture and write it to ``run_dir/architectures/<name>.json``."""
         folder = Path(trainer.default_root_dir) / "architectures"
         search_module(self, pl_module).derive().save(folder / f"{name}.json")

@@ -1,4 +1,4 @@
-"""torch.compile for networks that stay as they are: teachers and derived agents."""
+"""Callback that compiles networks of fixed structure: teachers and derived agents."""
 
 from typing import Any, Literal, cast
 
@@ -13,34 +13,34 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 class CompiledAgent(L.Callback):
-    """Compiles the agent when training starts: fewer, larger kernels for acting and for learning.
+    """Compiles the agent with ``torch.compile`` when training starts, for acting and for learning.
 
-    On a GPU, ``reduce-overhead`` records them as CUDA graphs, for networks so small that starting a kernel takes longer
-    than the kernel. Each size of a batch is compiled by itself, up to a minute each; evaluations, whose batches shrink
-    game by game, play the network as it is. Results are equal up to rounding.
+    On a GPU, ``reduce-overhead`` uses CUDA graphs, for networks so small that launching a kernel takes longer than
+    running it. Each batch size is compiled separately, in up to a minute. Evaluations are not compiled because their
+    batches shrink whenever a game ends. Results are equal up to rounding.
 
     Args:
-        mode: torch.compile's.
+        mode: Mode of ``torch.compile``.
     """
 
     def __init__(self, mode: Literal["default", "reduce-overhead", "max-autotune"] = "default") -> None:
         self.mode = mode
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compiles it, and asks it once, so that a machine that cannot compile says so before any training.
+        """Compile the agent and run it once: a missing compiler is reported before training.
 
         Raises:
-            SettingError: there is no compiler, or the network is none that stays as it is.
+            SettingError: If compilation fails, or the agent is a supernet or has ``running`` normalization.
         """
         module = cast(ActorCriticModule, pl_module)
         agent = module.agent
         if isinstance(agent.backbone, Supernet):
             raise SettingError(
-                "callbacks.CompiledAgent: a supernet is another network after each draw; leave it out of a search."
+                "CompiledAgent: a supernet is another network after each draw; leave it out of a search."
             )
         if any(isinstance(layer, RunningBatchNorm2d) for layer in agent.modules()):
             raise SettingError(
-                "callbacks.CompiledAgent: normalization running keeps what it saw from one update to the next, which "
+                "CompiledAgent: normalization running keeps what it saw from one update to the next, which "
                 "CUDA graphs overwrite; take another model.normalization."
             )
         rank_zero_info("compiling the agent; each new size of a batch takes up to a minute")
@@ -52,18 +52,18 @@ class CompiledAgent(L.Callback):
                 agent(frames)
         except RuntimeError as error:
             raise SettingError(
-                f"callbacks.CompiledAgent: torch.compile failed ({type(error).__name__}); install a C++ compiler "
+                f"CompiledAgent: torch.compile failed ({type(error).__name__}); install a C++ compiler "
                 "(on a GPU, Triton, too), or leave it out."
             ) from error
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Evaluations are not compiled."""
+        """Run evaluations without compilation."""
         torch.compiler.set_stance("force_eager")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Training is."""
+        """Return to compiled execution for training."""
         torch.compiler.set_stance("default")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """The process goes on as it began, wherever the run ended."""
+        """Restore the process-wide default, in case the run ended in an evaluation."""
         torch.compiler.set_stance("default")

@@ -1,4 +1,4 @@
-"""What the search's networks would cost, and how decided alpha is, as curves."""
+"""Callback that logs the costs of a search's networks and the state of alpha."""
 
 from typing import Any
 
@@ -7,28 +7,30 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from a2d_lightning.callbacks.search_only import is_logging_step, search_module
 from a2d_lightning.nas.costs import expected_macs
 from a2d_lightning.nas.supernet import Supernet
-from callbacks.search_only import is_logging_step, search_module
 
 
 class FLOPsLogging(L.Callback):
-    """Logs expected and derived MACs, the derived network's parameters, each cell's entropy and margin, and the skips.
+    """Logs the costs of a search's networks and how decided alpha is, every ``log_every_n_steps`` of the trainer.
 
-    And what the draw in force makes acting and updating cost.
-
-    A cell's entropy is that of its alpha in nats (log 9 = 2.197 when undecided); its margin the difference of its two
-    highest alpha logits. A number of skips that grows towards all cells is the known collapse of differentiable search.
-
-    They are computed as often as the trainer writes its logs (``log_every_n_steps``).
+    Logged are expected and derived MACs per frame, the MACs of acting and updating under the current draw, the derived
+    network's parameters and number of skips, and each cell's entropy and margin. The entropy of a cell's alpha is in
+    nats (log 9 = 2.197 when undecided). The margin is the difference of the cell's two highest alpha logits. If the
+    number of skips grows towards the number of cells, the search suffers the known collapse of differentiable search.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses other stages than the search."""
+        """Check that the stage is a search.
+
+        Raises:
+            SettingError: If it is not.
+        """
         search_module(self, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Says what the way of sampling costs."""
+        """Print the MACs of acting and updating under the sampling scheme."""
         supernet = search_module(self, pl_module).supernet
         macs = supernet.draw_macs()
         rank_zero_info(
@@ -37,14 +39,14 @@ class FLOPsLogging(L.Callback):
         )
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
-        """Logs at the interval."""
+        """Log the metrics at the trainer's logging interval."""
         if is_logging_step(trainer):
             pl_module.log_dict(search_metrics(search_module(self, pl_module).supernet))
 
 
 @torch.no_grad()
 def search_metrics(supernet: Supernet) -> dict[str, Tensor | float]:
-    """The logged values by name."""
+    """Compute the logged metrics by name."""
     log_alpha = supernet.log_alpha()  # [cells, operators]
     entropy = -(log_alpha.exp() * log_alpha).sum(-1)  # [cells]
     best = log_alpha.topk(2, dim=-1).values

@@ -1,4 +1,4 @@
-"""Progress in environment steps: a live line on a terminal, a line now and then in a log file."""
+"""Progress display in environment steps: a live line on a terminal, periodic lines in a log file."""
 
 import sys
 import time
@@ -26,10 +26,10 @@ _SHOWN = {
 
 
 class EnvStepsProgress(ProgressBar):
-    """Environment steps done and to go, steps/s, time left, scores, loss terms; tau and expected MACs in a search.
+    """Shows environment steps, steps/s, time left, scores and loss terms, and in a search tau and expected MACs.
 
     Args:
-        log_every_seconds: how often a line is printed where the output is no terminal.
+        log_every_seconds: Seconds between two lines if the output is not a terminal.
     """
 
     def __init__(self, log_every_seconds: float = 30.0) -> None:
@@ -45,19 +45,19 @@ class EnvStepsProgress(ProgressBar):
 
     @property
     def _console(self) -> Console:
-        # not kept, since a Console can be neither pickled nor copied
+        # not an attribute: a Console can be neither pickled nor copied
         return Console(stderr=True, highlight=False) if self._live is None else self._live.console
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but one."""
+        """Disable the display; Lightning calls this on all ranks but one."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Shows progress again."""
+        """Enable the display."""
         self._enabled = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Starts the clock of this session."""
+        """Start the clock, and the live line on a terminal."""
         self._started_at = time.monotonic()
         self._started_env_steps = _env_steps(pl_module)
         self._seconds_evaluating = 0.0
@@ -66,19 +66,19 @@ class EnvStepsProgress(ProgressBar):
             self._live.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Shows where the run stands."""
+        """Show the progress at the display's interval."""
         interval = 0.25 if self._live is not None else self.log_every_seconds
         if self._enabled and time.monotonic() - self._shown_at >= interval:
             self._show(self.line(trainer, pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that games are being played: it can take minutes."""
+        """Show that games are being played, which can take minutes."""
         self._evaluation_started_at = time.monotonic()
         if self._enabled:
             self._show(f"{_env_steps(pl_module):,} environment steps | playing {_games(trainer)} full games ...")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Prints the score."""
+        """Print the scores of the evaluation."""
         self._seconds_evaluating += time.monotonic() - self._evaluation_started_at
         metrics = trainer.callback_metrics
         if self._enabled and "val/score" in metrics:
@@ -91,17 +91,17 @@ class EnvStepsProgress(ProgressBar):
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last state stays on the screen."""
+        """Show the final state and stop the live line."""
         if self._enabled:
             self._show(self.line(trainer, pl_module))
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Gives the terminal back."""
+        """Stop the live line, which releases the terminal."""
         self._stop()
 
     def line(self, trainer: L.Trainer, pl_module: L.LightningModule) -> str:
-        """Where the run stands, on one line."""
+        """Return one line with the progress of the run."""
         env_steps = _env_steps(pl_module)
         total = env_steps + _env_steps_left(trainer, pl_module)
         seconds = max(time.monotonic() - self._started_at, 1e-9)
@@ -140,7 +140,7 @@ def _env_steps(module: L.LightningModule) -> int:
 
 
 def _env_steps_left(trainer: L.Trainer, module: L.LightningModule) -> int:
-    """Environment steps of the rollouts until one spends the budget."""
+    """Return the environment steps until the end of the budget, rounded up to whole rollouts."""
     data: Any = getattr(trainer, "datamodule", None)
     if data is None:
         return 0

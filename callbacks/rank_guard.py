@@ -1,4 +1,4 @@
-"""Several processes that stay one run: none goes on without the others, and their weights are the same."""
+"""Callback that detects failed processes and diverged parameters in a distributed run."""
 
 import hashlib
 import threading
@@ -14,13 +14,16 @@ from a2d_lightning.runtime.signals import Interrupted
 
 
 class RankGuard(L.Callback):
-    """Ends all processes when one is gone, with a line that names its rank; compares their parameters now and then.
+    """Terminates all processes with a message if one fails, and compares the parameters of the processes.
 
-    Does nothing in a run of one process.
+    Has no effect in a run of one process.
 
     Args:
-        timeout_seconds: silence after which a process is taken for gone.
-        compare_every_rollouts: weights and alpha are compared bit for bit.
+        timeout_seconds: Seconds without a heartbeat after which a process counts as failed; at least 2.
+        compare_every_rollouts: Rollouts between two bitwise comparisons of weights and alpha.
+
+    Raises:
+        SettingError: If an argument is out of range.
     """
 
     def __init__(self, timeout_seconds: float = 30.0, compare_every_rollouts: int = 100) -> None:
@@ -34,16 +37,16 @@ class RankGuard(L.Callback):
         self._heartbeats: Heartbeats | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begins to listen."""
+        """Start the heartbeats."""
         if trainer.world_size > 1:
             self._heartbeats = Heartbeats(self.timeout_seconds)
             _take_over_from_lightning(self._heartbeats)
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
-        """Compares at the interval.
+        """Compare the parameters at the interval.
 
         Raises:
-            RunFailedError: a process has other parameters than the first one.
+            RunFailedError: If the parameters of a process differ from those of rank 0.
         """
         rollouts = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.world_size > 1 and rollouts % self.compare_every_rollouts == 0:
@@ -56,13 +59,13 @@ class RankGuard(L.Callback):
                 )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listens no more once all are done."""
+        """Stop the heartbeats after all processes have finished."""
         if self._heartbeats is not None:
             dist.barrier()
             self._heartbeats.stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Tells the others what happened here; all of them stop together where the run was asked to."""
+        """Report the error to the other processes, except for an interruption or a RunFailedError."""
         if self._heartbeats is None:
             return
         if isinstance(exception, Interrupted | RunFailedError):
@@ -72,8 +75,11 @@ class RankGuard(L.Callback):
 
 
 def _take_over_from_lightning(heartbeats: Heartbeats) -> None:
-    """Lightning's launcher looks for dead children every five seconds and kills all without a word on how to go on; it
-    waits while ``heartbeats`` listen, or it would now and then be the first to notice."""
+    """Suspend Lightning's observer of child processes while ``heartbeats`` are active.
+
+    The observer checks for dead child processes every five seconds and kills all processes without saying how to
+    resume. It would sometimes notice a failure before the heartbeats do.
+    """
     for thread in cast(list[Any], threading.enumerate()):
         if thread.name == "child-process-observer":
             look = thread._run

@@ -1,4 +1,4 @@
-"""The checkpoints that a run is resumed from, at any rollout; and the end of a run that is asked to stop."""
+"""Callback that saves checkpoints between rollouts and stops a run after a signal."""
 
 import itertools
 import os
@@ -18,23 +18,27 @@ from a2d_lightning.runtime.real_run import leaves_files
 from a2d_lightning.runtime.signals import INTERRUPTION, Interrupted
 
 SLOW_SECONDS = 4.0
-"""Of a rollout with its update: a slower run saves each, as it cannot finish one when it is asked to stop."""
+"""Seconds of a rollout and its update. A slower run saves every rollout: it could not finish one after a signal."""
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt``, as ``last-1.ckpt``, ``last-2.ckpt`` what it was before, and ``best.ckpt``.
+    """Saves ``checkpoints/last.ckpt``, its previous versions ``last-1.ckpt``, ``last-2.ckpt``, and ``best.ckpt``.
 
-    The best is of the evaluation with the highest score. The last is saved when a run begins, every ``every_minutes``,
-    before and after each evaluation, at the end, and when the run is asked to stop by SIGTERM, SIGINT (Ctrl-C) or
-    SIGUSR1. A run resumed from any of them is the run that was never stopped.
+    ``best.ckpt`` has the highest score in an evaluation. ``last.ckpt`` is saved when a run begins, every
+    ``every_minutes``, before and after each evaluation, at the end, and on SIGTERM, SIGINT (Ctrl-C) or SIGUSR1, which
+    stop the run. Resuming is bit-exact on CPU: an interrupted run ends in the same state as an uninterrupted one (same
+    machine, processes and threads).
 
-    Own code: Lightning's ModelCheckpoint cannot save between two rollouts, keeps no earlier state of a file, and
-    deletes what a checkpoint's content tells it to.
+    Lightning's ModelCheckpoint is not used: it cannot save between two rollouts, keeps no previous versions of a file,
+    and deletes files that the content of a checkpoint names.
 
     Args:
-        every_minutes: between two saves.
-        keep: how many are kept.
-        monitor: the score.
+        every_minutes: Minutes between two saves; 0 saves after every rollout.
+        keep: Number of versions of ``last.ckpt`` to keep, the newest included.
+        monitor: Metric that selects ``best.ckpt``; higher is better.
+
+    Raises:
+        SettingError: If an argument is out of range.
     """
 
     def __init__(self, every_minutes: float = 10.0, keep: int = 3, monitor: str = "val/score") -> None:
@@ -50,43 +54,43 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = self._rollout_began_at = 0.0
 
     def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
-        """Starts the clock; hears of signals in place of Lightning, and tells the processes that Lightning started."""
+        """Start the clock, replace Lightning's signal handlers, and forward signals to processes it launched."""
         self._rollout_began_at = time.monotonic()
-        # a save at the start tells what cannot be saved; on resume it would push out one of the older states
+        # saving at the start reveals write errors early; on resume it would rotate out an older checkpoint
         self._saved_at = self._rollout_began_at if trainer.ckpt_path else float("-inf")
         self._evaluated = self._ended_early = False
         epoch = trainer.fit_loop.epoch_loop
         if epoch.restarting and epoch.batch_progress.current.ready == 0:
-            epoch.restarting = False  # to Lightning it is at the end of the epoch before, and counts that batch again
+            epoch.restarting = False  # otherwise Lightning counts the last batch of the previous epoch again
         self._catches = self._catches or not INTERRUPTION.is_catching
-        INTERRUPTION.catch_signals()  # Lightning has put its own handlers in place by now
+        INTERRUPTION.catch_signals()  # here, because Lightning installs its handlers before this hook
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if environment is not None and not environment.creates_processes_externally:
             INTERRUPTION.on_signal = trainer.strategy.launcher.kill
             if trainer.local_rank > 0:
-                # with another status Lightning would kill the first process, whose status the scheduler sees
+                # with another status Lightning would kill the first process, whose exit status the scheduler sees
                 INTERRUPTION.exit_status = 0
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Give signals back."""
+        """Restore the previous signal handlers."""
         self._leave_signals()
 
     def _leave_signals(self) -> None:
-        """Give signals back where no command line has caught them; Lightning then puts back those it replaced."""
+        """Restore signal handlers unless the command line replaced them; Lightning then restores those it replaced."""
         if self._catches:
             INTERRUPTION.restore_handlers()
             self._catches = False
 
     def between_rollouts(self, trainer: L.Trainer) -> None:
-        """Saves if it is time; called by the data when a rollout is done and the next one has not begun.
+        """Save if a save is due or a signal was received; the data module calls this before each rollout.
 
         Raises:
-            Interrupted: the run was asked to stop, and what it did is saved.
+            Interrupted: If a process received a stop signal; the run is saved first.
         """
         now = time.monotonic()
         slow = now - self._rollout_began_at > SLOW_SECONDS
         due = self._evaluated or slow or now - self._saved_at >= 60 * self.every_minutes
-        # what one process was told, all do
+        # a signal or a due save in one process applies to all
         flags = torch.tensor([bool(INTERRUPTION.received), due], device=trainer.strategy.root_device)
         asked, due = all_reduce_any(flags).tolist()
         if asked or due:
@@ -97,17 +101,21 @@ class RunCheckpoint(Checkpoint):
             raise Interrupted(INTERRUPTION.received or "a signal to another process")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves before games are played, which can take minutes."""
+        """Save before an evaluation, which can take minutes."""
         if trainer.state.fn == TrainerFn.FITTING and leaves_files(trainer):
             games = trainer.fit_loop.epoch_loop.val_loop
             if games.restarted_mid_evaluation:
-                games.batch_progress.total.reset()  # of on_save_checkpoint: it begins anew
+                games.batch_progress.total.reset()  # undo on_save_checkpoint: the evaluation restarts
             self._evaluating = True
             self._save(trainer)
             self._evaluating = False
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves the best so far."""
+        """Save ``best.ckpt`` if the score is the best so far or the file is missing.
+
+        Raises:
+            SettingError: If the evaluation does not log ``monitor``.
+        """
         if trainer.state.fn != TrainerFn.FITTING or not leaves_files(trainer):
             return
         if self.monitor not in trainer.callback_metrics:
@@ -117,26 +125,26 @@ class RunCheckpoint(Checkpoint):
             )
         score = float(trainer.callback_metrics[self.monitor])
         path = self._folder(trainer) / "best.ckpt"
-        lost = trainer.is_global_zero and not path.is_file()  # somebody has deleted it
+        lost = trainer.is_global_zero and not path.is_file()  # deleted by a user
         if score > self.best_score or all_reduce_any(torch.tensor([lost], device=trainer.strategy.root_device)).item():
             self.best_score = score
             with INTERRUPTION.saving:
                 trainer.save_checkpoint(path, weights_only=False)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget how the last epoch ended."""
+        """Reset the mark of an epoch that ended early."""
         self._ended_early = False
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Has the state after the evaluation saved, as soon as the next rollout is asked for."""
+        """Request a save before the next rollout, and note whether the epoch ended early."""
         self._evaluated = True
         self._ended_early = trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Saves what the run came to.
+        """Save the final state.
 
         Raises:
-            RunFailedError: it could not be written.
+            RunFailedError: If the checkpoint cannot be written.
         """
         if not self._save(trainer):
             raise RunFailedError(
@@ -146,10 +154,11 @@ class RunCheckpoint(Checkpoint):
         self._leave_signals()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Correct what Lightning's loops would do on resume.
+        """Correct the saved progress of Lightning's loops for a resume.
 
-        A run that is saved before an evaluation plays it: to Lightning, one that had begun. A run that was ended inside
-        an epoch (``max_steps``, ``max_time``, ``should_stop``, a budget that is raised later) goes on inside of it.
+        A run saved before an evaluation must evaluate on resume, so the evaluation is marked as started. A run that
+        ended inside an epoch (``max_steps``, ``max_time``, ``should_stop``, a budget that is raised later) must
+        continue inside that epoch.
         """
         loops = checkpoint["loops"]["fit_loop"]
         games = loops["epoch_loop.val_loop.batch_progress"]["total"]
@@ -161,30 +170,30 @@ class RunCheckpoint(Checkpoint):
                 progress |= {"processed": progress["started"] - 1, "completed": progress["started"] - 1}
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score, for a resumed run."""
+        """Return the best score, for a resumed run."""
         return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best score."""
+        """Restore the best score."""
         self.best_score = state_dict["best_score"]
 
     def _folder(self, trainer: L.Trainer) -> Path:
         return Path(trainer.default_root_dir) / "checkpoints"
 
     def _save(self, trainer: L.Trainer) -> bool:
-        """Save the run, if it is a real one; return False where the disk is full."""
+        """Save the run unless it is a dry run; return False if the checkpoint could not be written."""
         if not leaves_files(trainer):
             return True
         folder = self._folder(trainer)
         new = folder / UNFINISHED
         with INTERRUPTION.saving:
             for logger in trainer.loggers:
-                logger.save()  # what is resumed later must find the metrics up to here
+                logger.save()  # a resumed run needs the metrics up to this point
             if trainer.is_global_zero:
-                new.unlink(missing_ok=True)  # of a save that was cut short
+                new.unlink(missing_ok=True)  # left by an interrupted save
             trainer.save_checkpoint(new, weights_only=False)
             saved = not trainer.is_global_zero or new.is_file()
-            if trainer.is_global_zero and saved:  # a disk that is full keeps the old ones
+            if trainer.is_global_zero and saved:  # on a full disk the old checkpoints stay
                 names = [f"{LAST}.ckpt", *(f"{LAST}-{age}.ckpt" for age in range(1, self.keep))]
                 for newer, older in reversed(list(itertools.pairwise(names))):
                     if (folder / newer).is_file():

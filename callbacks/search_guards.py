@@ -1,4 +1,4 @@
-"""Notices, while a search runs, the known ways in which it goes wrong."""
+"""Callback that warns of known failures of differentiable search."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,24 +7,26 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from a2d_lightning.callbacks.search_only import is_logging_step, search_module
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.nas.search_space import OPERATORS
 from a2d_lightning.runtime.errors import SettingError
-from callbacks.search_only import is_logging_step, search_module
-
-SKIP = list(OPERATORS).index("skip")
 
 
 class SearchGuards(L.Callback):
-    """Says in one line, once each, that the search collapsed to skips, or that alpha stands still or froze too early.
+    """Warns once each if the search collapses to skips, alpha does not move, or alpha is decided too early.
 
-    It looks as often as the trainer writes its logs. An alpha that a control freezes on purpose is left alone.
+    The checks run every ``log_every_n_steps`` of the trainer. They are off while alpha is not trained, and in controls
+    with an alpha learning rate of 0.
 
     Args:
-        skip_fraction: part of the cells beyond which decided skips are a collapse.
-        still_logits: an alpha that has spread by less at half of the search has not moved.
-        frozen_probability: a cell whose best operator has more is decided; a search all of whose cells are decided
-            before its half is over chose while its weights were hardly trained.
+        skip_fraction: Warn if more than this fraction of the cells prefers skip with a probability above 0.5.
+        still_logits: Warn if in the second half of the search, in every cell, the largest and the smallest alpha logit
+            differ by less than this.
+        frozen_probability: Warn if in the first half of the search, in every cell, the best operator has a probability
+            above this; alpha was then decided by weights with little training.
+
+    Raises:
+        SettingError: If an argument is out of range.
     """
 
     def __init__(self, skip_fraction: float = 0.5, still_logits: float = 0.2, frozen_probability: float = 0.98) -> None:
@@ -39,11 +41,15 @@ class SearchGuards(L.Callback):
         self.reported: list[str] = []
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses other stages than the search."""
+        """Check that the stage is a search.
+
+        Raises:
+            SettingError: If it is not.
+        """
         search_module(self, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
-        """Looks at the interval."""
+        """Run the checks at the trainer's logging interval."""
         if is_logging_step(trainer):
             for kind, message in self.findings(search_module(self, pl_module)):
                 if kind not in self.reported:
@@ -52,7 +58,7 @@ class SearchGuards(L.Callback):
 
     @torch.no_grad()
     def findings(self, search: SearchModule) -> Iterator[tuple[str, str]]:
-        """What is wrong now: its kind, and a line that says so and what to do."""
+        """Yield each current problem as its kind (``skips``, ``still`` or ``frozen``) and a message with the remedy."""
         if search.alpha_learning_rate == 0 or not search.alpha_is_trained:
             return
         supernet = search.supernet
@@ -60,7 +66,8 @@ class SearchGuards(L.Callback):
         cells = len(alpha)
         progress = search.search_progress
         at = f"at environment step {search.env_steps:,}"
-        skips = int((alpha[:, SKIP] > 0.5).sum())
+        names = supernet.operator_names
+        skips = int((alpha[:, names.index("skip")] > 0.5).sum()) if "skip" in names else 0
         if skips > self.skip_fraction * cells:
             yield (
                 "skips",
@@ -84,9 +91,9 @@ class SearchGuards(L.Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What was said, for a resumed run."""
+        """Return the kinds of problems already reported, for a resumed run."""
         return {"said": self.reported}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restore the kinds of problems already reported."""
         self.reported = list(state_dict["said"])

@@ -1,4 +1,4 @@
-"""What several callbacks of the search ask."""
+"""Helpers shared by the callbacks of a search."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModule:
-    """``module`` as a search.
+    """Return ``module`` as a SearchModule.
 
     Raises:
-        SettingError: the callback stands in the config of another stage.
+        SettingError: If the callback is used in another stage.
     """
     if not isinstance(module, SearchModule):
         raise SettingError(
@@ -23,6 +23,6 @@ def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModu
 
 
 def is_logging_step(trainer: Any) -> bool:
-    """Return whether the trainer writes its logs after this rollout; never where ``log_every_n_steps`` is 0."""
+    """Return whether the trainer logs after this rollout; False if ``log_every_n_steps`` is 0."""
     interval: int = trainer.log_every_n_steps
     return interval > 0 and (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % interval == 0

@@ -1,29 +1,31 @@
-"""tau over a search's budget (Sec. 4.4)."""
+"""Callback that anneals the sampling temperature tau of a search (Sec. 4.4)."""
 
 from typing import Any
 
 import lightning as L
 
+from a2d_lightning.callbacks.search_only import search_module
 from a2d_lightning.runtime.errors import SettingError
-from callbacks.search_only import search_module
 
 LOWEST = 1e-3
-"""Sharper draws are single paths to the last digit."""
+"""Lower bound of tau: below it, draws are one-hot up to rounding and their weights overflow."""
 
 
 class TemperatureAnnealing(L.Callback):
-    """tau = initial * decay ^ floor(num_decays * env_steps / total_env_steps).
+    """Sets tau = initial * decay ^ floor(num_decays * env_steps / total_env_steps).
 
-    The paper multiplies 5 by 0.98 every 1e5 of 2e7 steps: 200 decays, down to 0.088. As a number of decays, a shorter
-    search shrinks the schedule in proportion.
+    The paper multiplies 5 by 0.98 every 1e5 of 2e7 steps: 200 decays, down to 0.088. Because the number of decays is
+    fixed, the schedule scales with the length of the search.
 
-    tau moves after an update and before the next rollout is collected, so that the policy that acts on a rollout is the
-    one that is updated on it.
+    tau changes between an update and the next rollout: the policy that acts in a rollout is the one that is updated.
 
     Args:
         initial: tau at the start.
-        decay: factor of one decay.
-        num_decays: decays in the budget of environment steps.
+        decay: Factor of one decay, in (0, 1].
+        num_decays: Number of decays over the search's environment steps.
+
+    Raises:
+        SettingError: If an argument is out of range, or the final tau is below 1e-3.
     """
 
     def __init__(self, initial: float = 5.0, decay: float = 0.98, num_decays: int = 200) -> None:
@@ -43,19 +45,23 @@ class TemperatureAnnealing(L.Callback):
         self.num_decays = num_decays
 
     def temperature(self, env_steps: int, total_env_steps: int) -> float:
-        """tau after ``env_steps`` of a budget of ``total_env_steps``."""
+        """Return tau after ``env_steps`` of ``total_env_steps``."""
         return self.initial * self.decay ** (min(env_steps, total_env_steps) * self.num_decays // total_env_steps)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuses other stages than the search."""
+        """Check that the stage is a search.
+
+        Raises:
+            SettingError: If it is not.
+        """
         search_module(self, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Sets tau for the first rollout, after a checkpoint was restored."""
+        """Set tau for the first rollout, after a checkpoint is restored."""
         self._set(pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Sets tau for the next rollout."""
+        """Set tau for the next rollout and log it."""
         self._set(pl_module)
         pl_module.log("search/tau", search_module(self, pl_module).supernet.tau)
 

@@ -8,7 +8,8 @@ import torch
 from a2d_lightning.cli.main import main
 from a2d_lightning.models.networks import count_parameters
 from a2d_lightning.nas.architecture import Architecture
-from a2d_lightning.nas.search_space import OPERATORS, Plan, operator_macs
+from a2d_lightning.nas.operators import OPERATORS
+from a2d_lightning.nas.search_space import Plan, operator_macs
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -65,15 +65,19 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("search", ["--model.scheme", "TriLevel"], ["model.scheme", "TriLevel"]),
     ("search", ["--model.plan.cells_per_group", "[0,1,1]"], ["cells_per_group", "0"]),
     ("search", ["--model.alpha_betas", "[0.9,1.0]"], ["model.alpha_betas", "1.0"]),
-    ("teacher", ["--trainer.callbacks+=callbacks.TemperatureAnnealing"], ["TemperatureAnnealing", "search"]),
     (
         "teacher",
-        ["--trainer.callbacks+=callbacks.RunCheckpoint", "--trainer.callbacks.keep", "0"],
+        ["--trainer.callbacks+=a2d_lightning.callbacks.TemperatureAnnealing"],
+        ["TemperatureAnnealing", "search"],
+    ),
+    (
+        "teacher",
+        ["--trainer.callbacks+=a2d_lightning.callbacks.RunCheckpoint", "--trainer.callbacks.keep", "0"],
         ["RunCheckpoint", "keep 0"],
     ),
     (
         "teacher",
-        ["--trainer.callbacks+=callbacks.RankGuard", "--trainer.callbacks.timeout_seconds", "0"],
+        ["--trainer.callbacks+=a2d_lightning.callbacks.RankGuard", "--trainer.callbacks.timeout_seconds", "0"],
         ["RankGuard", "timeout_seconds 0"],
     ),
 ]

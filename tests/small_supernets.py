@@ -10,9 +10,10 @@ from a2d_lightning.models.layers import FrameShape
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import count_parameters
 from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.sampling import Sampling
-from a2d_lightning.nas.search_space import OPERATORS, Plan, operator_macs
-from a2d_lightning.nas.supernet import OPERATOR_NAMES, MixedCell, Supernet
+from a2d_lightning.nas.search_space import Plan, operator_macs
+from a2d_lightning.nas.supernet import MixedCell, Supernet
 
 PLAN = Plan((2, 2, 1), (4, 6, 5))
 FRAME = (3, 37, 29)  # odd all the way: 19x15, 10x8, 5x4
@@ -39,12 +40,12 @@ def make_supernet(
 
 def decide(supernet: Supernet, seed: int) -> tuple[str, ...]:
     """One-hot alpha at random operators: the others' shares underflow to 0."""
-    chosen = torch.randint(len(OPERATOR_NAMES), (len(supernet.cells),), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.randint(len(tuple(OPERATORS)), (len(supernet.cells),), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         supernet.alpha_logits.fill_(-1e3)
         supernet.alpha_logits[torch.arange(len(chosen)), chosen] = 1e3
         supernet.tau.fill_(0.05)
-    return tuple(OPERATOR_NAMES[i] for i in chosen)
+    return tuple(tuple(OPERATORS)[i] for i in chosen)
 
 
 def random_pixels(batch: int, frame: tuple[int, int, int] = FRAME) -> Tensor:

@@ -32,7 +32,11 @@ def learned(run_dir: Path, env_steps: int) -> None:
 def test_cuda_graphs_learn_what_the_plain_agent_does(algorithm, normalization, tmp_path, small_architecture):
     torch._dynamo.reset()
     args = [*args_of("retrain", small_architecture), *algorithm, "--model.normalization", normalization]
-    graphs = ["--trainer.callbacks+=callbacks.CompiledAgent", "--trainer.callbacks.mode", "reduce-overhead"]
+    graphs = [
+        "--trainer.callbacks+=a2d_lightning.callbacks.CompiledAgent",
+        "--trainer.callbacks.mode",
+        "reduce-overhead",
+    ]
     fit("retrain", tmp_path / "plain", 100, *args)
     fit("retrain", tmp_path / "graphs", 100, *args, *graphs)
     plain, compiled = (metrics(tmp_path / name)[0] for name in ("plain", "graphs"))

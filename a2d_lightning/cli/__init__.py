@@ -1,1 +1,1 @@
-"""The command line: LightningCLI's stages, and the commands that need no trainer."""
+"""Command line: the stages, which LightningCLI runs, and the commands that need no trainer."""

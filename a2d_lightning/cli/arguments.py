@@ -1,7 +1,9 @@
-"""The command line's arguments before they are parsed."""
+"""Preprocessing and checks of command-line arguments before they are parsed."""
 
+import inspect
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,15 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 def whole_numbers(args: list[str]) -> list[str]:
-    """Write whole numbers like 1e6 in full: YAML files may have them for counts, and so may the command line."""
+    """Expand whole numbers in scientific notation (``1e6`` to ``1000000``), which YAML configs accept for counts.
+
+    Args:
+        args: Command-line arguments.
+
+    Returns:
+        Arguments with expanded values of ``--name=value`` options and of ``--data.*``, ``--model.*`` and
+        ``--trainer.*`` options.
+    """
 
     def in_full(value: str) -> str:
         is_whole = re.fullmatch(r"\d+(\.\d+)?[eE]\+?\d{1,2}", value) and float(value).is_integer()
@@ -28,8 +38,20 @@ def whole_numbers(args: list[str]) -> list[str]:
     return written
 
 
+def description(command: Callable[..., Any]) -> str:
+    """Return the help text of a command: its docstring without the section of errors."""
+    return inspect.cleandoc(command.__doc__ or "").partition("\n\nRaises:")[0]
+
+
 def check_seed(args: list[str]) -> None:
-    """Refuse a seed of the model, which the link to ``seed_everything`` replaces while arguments are parsed."""
+    """Reject a seed given to the model: the link to ``seed_everything`` would overwrite it.
+
+    Args:
+        args: Command-line arguments.
+
+    Raises:
+        SettingError: If an option or a config sets the model's seed.
+    """
     seeds = ("--model.seed", "--model.init_args.seed")
     given = any(arg.partition("=")[0] in seeds for arg in args)
     for option, value in itertools.pairwise(args):
@@ -42,7 +64,7 @@ def check_seed(args: list[str]) -> None:
 
 
 def _mapping(value: str) -> dict[str, Any] | None:
-    """Return the mapping that a file or an argument in JSON holds."""
+    """Return the mapping in a YAML file or an inline JSON argument; None if there is none."""
     try:
         content = yaml.safe_load(value if value.startswith("{") else Path(value).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

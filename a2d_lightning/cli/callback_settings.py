@@ -1,7 +1,7 @@
-"""Settings of callbacks that a config lists, by the name of their class.
+"""Changes to settings of the callbacks listed in a config, addressed by class name.
 
-LightningCLI replaces the list as a whole. Here ``--trainer.callbacks.TemperatureAnnealing.initial 3``, or in a config
-``trainer: {callbacks: {TemperatureAnnealing: {initial: 3}}}``, changes one setting and leaves the others.
+LightningCLI can only replace the whole list. With this module, ``--trainer.callbacks.TemperatureAnnealing.initial 3``,
+or ``trainer: {callbacks: {TemperatureAnnealing: {initial: 3}}}`` in a config, changes one setting and keeps the others.
 """
 
 import copy
@@ -17,13 +17,16 @@ OPTION = re.compile(r"--trainer\.callbacks\.([A-Z]\w*)\.(\w+)(?:=(.*))?", re.DOT
 
 
 def from_arguments(args: list[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Take the options of this form out of the command line.
+    """Split options of the form ``--trainer.callbacks.<class>.<setting>`` from the other arguments.
+
+    Args:
+        args: Command-line arguments.
 
     Returns:
-        The other arguments, and the settings by callback and name.
+        The other arguments, and values by callback class and setting.
 
     Raises:
-        SettingError: an option has no value.
+        SettingError: If an option has no value.
     """
     others: list[str] = []
     changes: dict[str, dict[str, Any]] = {}
@@ -41,10 +44,16 @@ def from_arguments(args: list[str]) -> tuple[list[str], dict[str, dict[str, Any]
 
 
 def changed_callbacks(contents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return config files' contents, in their order, with each mapping of callbacks replaced by the changed list.
+    """Replace each mapping of callback settings by the list of callbacks with these settings applied.
+
+    Args:
+        contents: Contents of config files in command-line order.
+
+    Returns:
+        The contents in the same order; contents without such a mapping are the same objects.
 
     Raises:
-        SettingError: a callback is not in the list so far.
+        SettingError: If no earlier config lists the callback.
     """
     listed: list[Any] = []
     changed = []

@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning compare``: several runs' scores in one picture, per environment step and per update."""
+"""``python -m a2d_lightning compare``: scores of several runs in one picture, per environment step and per update."""
 
 from pathlib import Path
 
@@ -19,17 +19,21 @@ PANELS = (
     ("val/derived_score", "score of the derived network, 95 % interval"),
     ("loss/actor_distillation", "KL to the teacher (nats)"),
 )
-"""Metric and title; a panel for which no run has data is left out."""
+"""Metric and title of each panel; a panel without data from any run is omitted."""
 
 SMOOTHED_PARTS = 50
-"""What is logged while training is averaged over this part of a run."""
+"""Number of parts of a run; training metrics are smoothed by a moving average over one part."""
 
 
 def compare(args: list[str]) -> None:
-    """Draws the metrics of several runs.
+    """Plot the metrics of several runs.
+
+    Args:
+        args: Command-line arguments after the command name.
 
     Raises:
-        SettingError: a folder holds no metrics, or the picture cannot be written.
+        SettingError: If a folder holds no metrics, the numbers of labels and runs differ, or the picture cannot be
+            written.
     """
     parser = ArgumentParser(prog="a2d_lightning compare", description=__doc__, exit_on_error=False)
     parser.add_argument("--run_dirs", type=list[str], required=True, help="folders of runs, [a,b,...]")
@@ -52,7 +56,16 @@ def compare(args: list[str]) -> None:
 
 
 def plot(runs: list[tuple[str, Metrics]], output: Path) -> None:
-    """Writes a row of panels over environment steps and one over updates of the weights."""
+    """Write a picture with one row of panels over environment steps and one over updates of the weights.
+
+    Args:
+        runs: Label and metrics of each run.
+        output: Path of the picture.
+
+    Raises:
+        SettingError: If no run has data for any panel.
+        OSError: If the picture cannot be written.
+    """
     matplotlib.use("Agg")
     panels = [panel for panel in PANELS if any(panel[0] in metrics for _, metrics in runs)]
     if not panels:
@@ -62,7 +75,7 @@ def plot(runs: list[tuple[str, Metrics]], output: Path) -> None:
     )
     for column, (name, title) in enumerate(panels):
         for number, (label, metrics) in enumerate(runs):
-            # each run in its own colour and legend, also in panels that it has no data for
+            # the legend shows every run, even in a panel without data from it
             for axis, updates in ((axes[0, column], False), (axes[1, column], True)):
                 axis.plot([], [], color=f"C{number}", label=label)
                 if name in metrics:
@@ -92,6 +105,6 @@ def _line(axis: Axes, metrics: Metrics, name: str, color: str, updates: bool) ->
 
 
 def _updates(metrics: Metrics, steps: np.ndarray) -> np.ndarray:
-    """Updates of the weights that were done at ``steps``."""
+    """Interpolate the number of weight updates done after ``steps`` environment steps."""
     known_steps, updates = np.array(metrics["weight_updates"]).T
     return np.interp(steps, known_steps, updates)

@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning curves``: a run's metrics against environment steps, as one picture."""
+"""``python -m a2d_lightning curves``: metrics of one run against environment steps, in one picture."""
 
 import csv
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from a2d_lightning.runtime.errors import SettingError
 
 Series = list[tuple[float, float]]
-"""(environment steps, value)."""
+"""Pairs (environment steps, value)."""
 
 MARGINS = "margin of each cell (logits)"
 
@@ -33,16 +33,19 @@ PANELS: dict[str, tuple[str, ...]] = {
     "signal-to-noise ratio of alpha's gradient": ("search/alpha_snr_cell*",),
     "skips": ("search/skips",),
 }
-"""What is drawn together; a panel without data is left out."""
+"""Title and metrics of each panel; a panel without data is omitted."""
 
 LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate"}
 
 
 def curves(args: list[str]) -> None:
-    """Draws ``run_dir/metrics*.csv``.
+    """Plot ``run_dir/metrics*.csv``.
+
+    Args:
+        args: Command-line arguments after the command name.
 
     Raises:
-        SettingError: there are no metrics, or the picture cannot be written.
+        SettingError: If there are no metrics, or the picture cannot be written.
     """
     parser = ArgumentParser(prog="a2d_lightning curves", description=__doc__, exit_on_error=False)
     parser.add_argument("--run_dir", type=str, required=True, help="folder of a run")
@@ -60,16 +63,22 @@ def curves(args: list[str]) -> None:
 
 
 def picture_path(output: str) -> Path:
-    """Return the path of a picture; ``.png`` is appended where the name does not end as pictures' names do."""
+    """Return ``output`` as a path, with ``.png`` appended if its suffix is not an image format of matplotlib."""
     kinds = FigureCanvasBase.get_supported_filetypes()
     return Path(output if Path(output).suffix.removeprefix(".") in kinds else f"{output}.png")
 
 
 def read_metrics(run_dir: Path) -> dict[str, Series]:
-    """Every metric of a run as (environment steps, value), over all the times that it was resumed.
+    """Read all metrics of a run, merged over its resumed sessions.
+
+    Args:
+        run_dir: Folder with ``metrics.csv`` and, after resumes, ``metrics-0.csv`` and so on.
+
+    Returns:
+        Series of (environment steps, value), sorted by steps, by metric name.
 
     Raises:
-        SettingError: no metrics in ``run_dir``.
+        SettingError: If ``run_dir`` holds no metrics.
     """
     metrics: dict[str, dict[float, float]] = {}
     files = sorted(run_dir.glob("metrics*.csv"))
@@ -77,27 +86,36 @@ def read_metrics(run_dir: Path) -> dict[str, Series]:
         raise SettingError(f"--run_dir: {str(run_dir)!r} holds no metrics.csv; name the folder of a run.")
     resumed_at = float("inf")
     for file in sorted(files, key=_order, reverse=True):
-        # a machine that lost its power may have written half of the last line
+        # after a power loss, the last line may be incomplete
         lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        # what came after the checkpoint that a later session went on from was done again
+        # rows after the checkpoint from which a later session resumed were recomputed
         rows = [row for row in csv.DictReader(lines) if row["step"] and float(row["step"]) <= resumed_at]
         for row in rows:
             for name, value in row.items():
                 if value and name != "step":
-                    # a session that begins with an evaluation has rows of the step that the one before ended with
+                    # a session that begins with an evaluation repeats the last step of the previous session
                     metrics.setdefault(name, {}).setdefault(float(row["step"]), float(value))
         resumed_at = min((float(row["step"]) for row in rows), default=resumed_at)
     return {name: sorted(series.items()) for name, series in metrics.items()}
 
 
 def _order(file: Path) -> float:
-    """metrics-0.csv is the oldest, metrics.csv the newest."""
+    """Return a sort key: ``metrics-0.csv`` is the oldest file, ``metrics.csv`` the newest."""
     number = file.stem.removeprefix("metrics").removeprefix("-")
     return float(number) if number else float("inf")
 
 
 def plot(metrics: dict[str, Series], output: Path, title: str) -> None:
-    """Writes the panels that have data, three in a row."""
+    """Write a picture of all panels with data, three in a row.
+
+    Args:
+        metrics: Series by metric name.
+        output: Path of the picture.
+        title: Title of the picture.
+
+    Raises:
+        OSError: If the picture cannot be written.
+    """
     matplotlib.use("Agg")
     panels = [(name, _matching(metrics, patterns)) for name, patterns in PANELS.items()]
     panels = [(name, found) for name, found in panels if found]
@@ -117,10 +135,15 @@ def plot(metrics: dict[str, Series], output: Path, title: str) -> None:
 
 
 def budget_outweighs_reward_at(metrics: dict[str, Series]) -> float | None:
-    """Return the environment step from which the cost's gradient of alpha is the larger one.
+    """Find when the cost gradient of alpha first exceeds the reward gradient.
 
-    Single updates are noisy: norms are compared as medians over a tenth of the search. None where that never happens,
-    or where the run is not a search.
+    Gradients of single updates are noisy, so the norms are compared as medians over a tenth of the search.
+
+    Args:
+        metrics: Series by metric name.
+
+    Returns:
+        Environment steps at the start of the first such tenth; None if there is none or the run is not a search.
     """
     cost, reward = (dict(metrics.get(f"gradient/alpha_{name}_norm", [])) for name in ("cost", "reward"))
     steps = sorted(cost.keys() & reward.keys())

@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning derive``: networks of a search's checkpoint, the paper's or one for each MACs limit."""
+"""``python -m a2d_lightning derive``: networks of a search checkpoint, by the paper's argmax or within MACs limits."""
 
 from pathlib import Path
 
@@ -16,8 +16,12 @@ from a2d_lightning.runtime.errors import SettingError
 def derive(args: list[str]) -> None:
     """Write ``<output>/macs-<limit>.json`` for each limit, or ``<output>/argmax.json``, and print a table.
 
+    Args:
+        args: Command-line arguments after the command name.
+
     Raises:
-        SettingError: the checkpoint is not a search's, no network meets a limit, or the output cannot be written.
+        SettingError: If the checkpoint is not from a search, no network meets a limit, or the output cannot be
+            written.
     """
     parser = ArgumentParser(prog="a2d_lightning derive", description=__doc__, exit_on_error=False)
     parser.add_argument("--from", type=str, required=True, help="checkpoint of a search, or its run folder")
@@ -27,7 +31,7 @@ def derive(args: list[str]) -> None:
     targets = [None] if settings.target_macs is None else _limits(settings.target_macs)
     search, output = SearchResult.read(settings["from"], "--from"), Path(settings.output)
     supernet = _supernet(search)
-    # all limits are checked before a file is written
+    # check all limits before writing any file
     derived = [_derived(supernet, search.card, target) for target in targets]
     rows = [("limit", "MACs", "log alpha", "operators")]
     for target, architecture in zip(targets, derived, strict=True):
@@ -46,7 +50,11 @@ def derive(args: list[str]) -> None:
 
 
 def _limits(given: str) -> list[int]:
-    """Parse ``5e5,1e6`` or ``[5e5,1e6]``; limits are whole numbers, since MACs are."""
+    """Parse ``5e5,1e6`` or ``[5e5,1e6]``; fractions are cut off because MACs are whole numbers.
+
+    Raises:
+        SettingError: If ``given`` is not a list of numbers.
+    """
     try:
         limits = [int(float(part)) for part in given.strip().removeprefix("[").removesuffix("]").split(",")]
     except (ValueError, OverflowError):
@@ -57,18 +65,18 @@ def _limits(given: str) -> list[int]:
 
 
 def _supernet(search: SearchResult) -> Supernet:
-    """Build the search's supernet, with its alpha and fresh weights."""
-    supernet = Supernet(search.plan, search.card.frame_shape)
+    """Build the supernet of a search with the searched alpha and fresh weights."""
+    supernet = Supernet(search.plan, search.card.frame_shape, operators=search.builders())
     with torch.no_grad():
         supernet.alpha_logits.copy_(torch.from_numpy(search.log_alpha))
     return supernet
 
 
 def _derived(supernet: Supernet, card: AgentCard, target: int | None) -> Architecture:
-    """Derive the most probable network within ``target`` MACs, or the paper's argmax.
+    """Derive the most probable network within ``target`` MACs; without a target, the paper's argmax.
 
     Raises:
-        SettingError: the cheapest network costs more.
+        SettingError: If even the cheapest network exceeds the target.
     """
     cheapest, _ = supernet.macs_range()
     if target is not None and target < cheapest:

@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning export``: an agent's weights as safetensors, with the card that lets it teach and play."""
+"""``python -m a2d_lightning export``: weights of an agent as safetensors, with a card that describes the network."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,20 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from a2d_lightning.agent_files import load_weights, read_agent, write_agent
+from a2d_lightning.cli.arguments import description
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import count_parameters
 from a2d_lightning.runtime.errors import SettingError
 
 
 def export(args: list[str]) -> None:
-    """Reads a checkpoint, writes ``<output>.safetensors`` and its card ``<output>.json``.
+    """Export the agent in a checkpoint as <output>.safetensors and its card as <output>.json.
 
     Raises:
-        SettingError: the checkpoint holds no agent that could be rebuilt (a supernet), or the output cannot be written.
+        SettingError: If the checkpoint is missing, damaged or holds a supernet, the file of --test is not a test
+            result, or the output cannot be written or holds other weights.
     """
-    parser = ArgumentParser(prog="a2d_lightning export", description=export.__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog="a2d_lightning export", description=description(export), exit_on_error=False)
     parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a teacher or a retrained agent")
     parser.add_argument("--output", type=str, required=True, help="path; .safetensors and .json are appended")
     parser.add_argument("--test", type=str, default=None, help="the test's JSON, whose score the card shall carry")
@@ -39,7 +41,7 @@ def export(args: list[str]) -> None:
         "score": _score(settings.test),
         "trained_by": settings.trained_by,
     }
-    # appended: pong_lr0.1 and pong_lr0.5 have no suffix
+    # append instead of with_suffix, which would replace the ".1" of pong_lr0.1
     target = Path(settings.output.removesuffix(".safetensors") + ".safetensors")
     if target.exists() and not _holds(target, agent):
         raise SettingError(f"--output: {str(target)!r} is there and holds other weights; delete it or choose another.")

@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with the links between data and model, run folders, and one-line errors."""
+"""Command line: LightningCLI with links between data and model, run folders and one-line errors."""
 
 import errno
 import importlib
@@ -48,13 +48,13 @@ LINKED = {
     "num_actions": "data.game",
     "total_env_steps": "data.total_env_steps",
 }
-"""What the model takes from the data, and the setting that decides it."""
+"""Model arguments that are linked to the data module, and the setting that determines each."""
 
 CKPT_PATH_HELP = (
     "a checkpoint's path; last: the newest of run_dir that is whole; best: the one with the highest score; auto (fit): "
     "last, or a new run where there is none. validate and test also take an exported .safetensors or a bundled name."
 )
-"""In place of Lightning's, which offers keywords that have no meaning here."""
+"""Help of ``--ckpt_path``; Lightning's own offers keywords that have no meaning here."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test")
 
@@ -67,35 +67,39 @@ COMMANDS = {
     "bank": "a2d_lightning.studies.bank",
     "judge": "a2d_lightning.studies.judge",
 }
-"""Commands that need no trainer, and their modules with a function of that name. LightningCLI has the others."""
+"""Commands without a trainer: name, and module with a function of the same name. LightningCLI runs the others."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the run's whole configuration into its folder; a resumed run writes it again."""
+    """Callback that writes the complete configuration into the run folder; a resumed run overwrites it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
         config = self.config.clone()
         if "ckpt_path" in config:
-            config.ckpt_path = None  # of this start alone
+            config.ckpt_path = None  # applies to this start only
         self.content = self.parser.dump(config, skip_none=False)
         del self.parser  # ddp_spawn pickles callbacks, and a parser cannot be pickled
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Write nothing yet: a checkpoint that is refused must leave the folder as it was."""
+        """Write nothing yet: a rejected checkpoint must leave the folder unchanged."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Write the configuration, once everything is restored."""
+        """Write the configuration after the checkpoint has been restored."""
         super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
-        """Into ``run_dir/config.yaml``; a test leaves the one of the training."""
+        """Write ``run_dir/config.yaml`` in ``fit``; other commands keep the file of the training."""
         if stage == "fit" and leaves_files(trainer):
             write_atomically(Path(trainer.default_root_dir) / "config.yaml", self.content.encode())
 
 
 class A2DCLI(LightningCLI):
-    """LightningCLI for the three stages."""
+    """LightningCLI for the three stages: teacher, search and retraining.
+
+    Args:
+        args: Command-line arguments; the first is ``fit``, ``validate`` or ``test``.
+    """
 
     def __init__(self, args: list[str]) -> None:
         strict = {"exit_on_error": False, "allow_abbrev": False}
@@ -118,7 +122,7 @@ class A2DCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """``predict`` has no meaning here."""
+        """Return Lightning's subcommands without ``predict``, which has no meaning here."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in TRAINER_COMMANDS}
 
     def _prepare_subcommand_parser(self, *args: Any, **kwargs: Any) -> LightningArgumentParser:
@@ -129,7 +133,7 @@ class A2DCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run folder, and what the model takes from the data."""
+        """Add ``--run_dir``, and link seeds and the model arguments in :data:`LINKED`."""
         parser.add_argument("--run_dir", type=str, default="runs/run", help="folder for everything that a run writes")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
@@ -137,14 +141,22 @@ class A2DCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse settings of the model that would be replaced by the data's."""
+        """Reject model settings that the links to the data module would overwrite.
+
+        Raises:
+            SettingError: If a linked setting is given.
+        """
         given = self._get(self.config, "model").get("init_args") or {}
         for name, source in LINKED.items():
             if given.get(name) is not None:
                 raise SettingError(f"model.{name}: linked; it follows from {source}, leave it out.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Puts logs and checkpoints of the run into ``run_dir``."""
+        """Create the Trainer with logs and checkpoints in ``run_dir``.
+
+        Raises:
+            SettingError: If ``run_dir`` cannot be written, or a trainer setting has no meaning here.
+        """
         run_dir = Path(self._get(self.config, "run_dir"))
         _check_writable(run_dir)
         if self._get(self.config, "trainer").get("default_root_dir") is not None:
@@ -163,7 +175,7 @@ class A2DCLI(LightningCLI):
         return trainer
 
     def _loggers(self, run_dir: Path) -> list[Logger] | bool:
-        """Return the loggers that the user asks for, with ``metrics.csv``, which ``curves`` and ``bank`` read."""
+        """Return the user's loggers (default: TensorBoard) and, in ``fit``, the one for ``metrics.csv``."""
         asked = self._get(self.config_init, "trainer").get("logger")
         own = [] if asked in (None, True, False) else asked if isinstance(asked, list) else [asked]
         if asked is False or self.subcommand != "fit":
@@ -172,7 +184,7 @@ class A2DCLI(LightningCLI):
         return [*own, MetricsFile(run_dir, name="", version="")]
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would put the checkpoint's hyper-parameters over what the user asks for
+        # Lightning would replace the user's settings by the checkpoint's hyper-parameters
         return
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -196,7 +208,11 @@ class A2DCLI(LightningCLI):
         return kwargs
 
     def _load_agent(self, path: Path) -> None:
-        """Give the model the weights of an exported agent."""
+        """Load the weights of an exported agent into the model.
+
+        Raises:
+            SettingError: If the command is ``fit``, or the file is missing or does not fit the settings.
+        """
         if self.subcommand == "fit":
             raise SettingError(f"--ckpt_path: {str(path)!r} is an agent without the state of a run; name a checkpoint.")
         if not path.is_file():
@@ -207,7 +223,7 @@ class A2DCLI(LightningCLI):
         self.model.env_steps = card.env_steps
 
     def after_test(self) -> None:
-        """Prints the score and writes ``run_dir/test-<actions>.json``."""
+        """Print the score and write ``run_dir/test-<actions>.json``."""
         if not self.trainer.is_global_zero:
             return
         metrics = self.trainer.callback_metrics
@@ -259,7 +275,18 @@ def _check_writable(run_dir: Path) -> None:
 
 
 def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
-    """The file that is meant, checked before anything starts; none for ``auto`` in a folder without checkpoints."""
+    """Resolve ``--ckpt_path`` to a file and check the file before anything starts.
+
+    Args:
+        asked: Path, ``last``, ``best``, ``auto`` or None.
+        checkpoints: Folder of the run's checkpoints.
+
+    Returns:
+        Path; None without ``--ckpt_path``, or for ``auto`` without a checkpoint.
+
+    Raises:
+        SettingError: If the file is missing or damaged.
+    """
     if asked is None:
         return None
     if asked in (LAST, "auto"):
@@ -273,7 +300,7 @@ def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
     path = checkpoints / "best.ckpt" if asked == "best" else Path(asked)
     if not path.is_file():
         raise SettingError(f"--ckpt_path: there is no checkpoint {str(path)!r}; check --run_dir or give a path.")
-    read_agent(path)  # refuses what is damaged, or would run code, before anything starts
+    read_agent(path)  # reject a file that is damaged or would run code, before anything starts
     return str(path)
 
 
@@ -286,8 +313,14 @@ def _check_unused(checkpoints: Path) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Runs the command line; the exit status is 2 after a user's mistake, 1 after a failed run and 75 when a signal
-    ended it, each with one line."""
+    """Run the command line.
+
+    Exit with status 2 after a user error, 1 after a failed run and 75 after a signal, each with one line on standard
+    error. Other exceptions propagate. If ``A2D_TRACEBACK`` is set, errors are raised instead of printed.
+
+    Args:
+        args: Command-line arguments; default ``sys.argv[1:]``.
+    """
     args = sys.argv[1:] if args is None else args
     _quieten()
     keep_freed_memory()
@@ -322,13 +355,13 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _quieten() -> None:
-    """Leaves out what a user can do nothing about."""
+    """Suppress warnings and log messages that users cannot act on."""
     for message in (
         ".*isinstance.treespec, LeafSpec.*",
         ".*args parameter is intended.*",
-        ".*dataloader is not resumable.*",  # it is, to the last bit, in a way that Lightning does not know
+        ".*dataloader is not resumable.*",  # it resumes bit-exactly, which Lightning cannot detect
         ".*Grad strides do not match bucket view strides.*",  # channels_last weights
-        ".*AccumulateGrad node's stream does not match.*",  # Lightning wraps for DDP in a stream of its own
+        ".*AccumulateGrad node's stream does not match.*",  # Lightning wraps the model for DDP in a separate stream
     ):
         warnings.filterwarnings("ignore", message=message)
     noise = ("litlogger", "litmodels", "`Trainer.fit` stopped", "has Tensor Cores")
@@ -338,18 +371,21 @@ def _quieten() -> None:
 
 
 def _say_unless_tensorboard_does(error: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread raises its error again where something is logged."""
+    """Report errors of threads, except TensorBoard's writer, whose error is raised again at the next logging call."""
     if type(error.thread).__name__ != "_AsyncWriterThread":
         threading.__excepthook__(error)
 
 
 def _user_mistake(error: BaseException) -> Exception:
-    """What a user can mend: a wrong setting, or an optional package that it needs.
+    """Find the error that a user can fix: a wrong setting or a missing optional package.
 
-    jsonargparse wraps what a constructor raises in errors of its own.
+    The chain of causes is searched because jsonargparse wraps exceptions raised in constructors.
+
+    Raises:
+        BaseException: ``error`` itself, if a user cannot fix it.
     """
     cause: BaseException | None = error
-    seen: set[int] = set()  # an error raised from one that it was the context of makes a circle
+    seen: set[int] = set()  # chains can be cyclic: an error raised from its own context
     while cause is not None and id(cause) not in seen:
         if isinstance(cause, SettingError | DependencyNotInstalled):
             return cause

@@ -1,8 +1,8 @@
-"""Overlays that fit every stage: one file whose ``per_model`` part holds what only some of the modules take.
+"""Overlays for every stage: config files whose ``per_model`` section holds settings of particular modules.
 
-LightningCLI merges ``--config A --config B`` and refuses a key that the chosen model lacks, so a file such as
-``laptop.yaml`` could not shrink the supernet *and* serve the teacher. Here the part under the model's name is merged
-over the rest of its file before LightningCLI sees it.
+LightningCLI merges ``--config A --config B`` and rejects keys that the chosen model lacks. A file such as
+``laptop.yaml`` could therefore not shrink the supernet *and* serve the teacher. This module merges the section of the
+chosen model over the rest of the file before LightningCLI parses it.
 """
 
 import copy
@@ -23,10 +23,14 @@ STAGES = ("TeacherModule", "SearchModule", "AgentModule", "RandomModule")
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """Refuses keys that are given twice, of which YAML takes the last."""
+    """YAML loader that rejects duplicate keys; SafeLoader silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping as SafeLoader does."""
+        """Build a mapping as SafeLoader does.
+
+        Raises:
+            yaml.constructor.ConstructorError: If a key is given twice.
+        """
         keys = [(key.value, key.start_mark) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for i, (key, mark) in enumerate(keys):
             if key != "<<" and key in [earlier for earlier, _ in keys[:i]]:
@@ -35,14 +39,23 @@ class _EachKeyOnce(yaml.SafeLoader):
 
 
 def expand_overlays(args: list[str]) -> list[str]:
-    """Command line arguments with each overlay replaced by its content for the model that the arguments choose.
+    """Replace overlays by inline configs for the chosen model, and apply options that change callbacks.
+
+    Args:
+        args: Command-line arguments.
+
+    Returns:
+        Arguments for LightningCLI; each changed config is given as JSON instead of its path.
 
     Raises:
-        SettingError: a config file is missing, not YAML or before its stage, or its ``per_model`` is no mapping.
+        SettingError: If a config file cannot be read or is not YAML, an overlay precedes its stage, ``per_model`` is
+            invalid, or a callback to change is not listed.
     """
     args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else (arg,))]
     args, of_callbacks = from_arguments(args)
     places = [i for i, arg in enumerate(args) if arg in ("--config", "-c") and i + 1 < len(args)]
+    for i in places:
+        args[i + 1] = config_path(args[i + 1])
     contents = {i: _read(args[i + 1]) for i in places}
     model = _model_name(args, list(contents.values()))
     _check_order([(args[i + 1], content) for i, content in contents.items()])
@@ -61,7 +74,11 @@ def expand_overlays(args: list[str]) -> list[str]:
 
 
 def _check_order(configs: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Refuse an overlay before the stage that it changes, which would replace the overlay's settings."""
+    """Reject an overlay before its stage: the stage would overwrite the overlay's settings.
+
+    Raises:
+        SettingError: If there is such an overlay.
+    """
     overlay = None
     for path, content in configs:
         model = content.get("model")
@@ -72,10 +89,17 @@ def _check_order(configs: Sequence[tuple[str, dict[str, Any]]]) -> None:
 
 
 def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
-    """Return what several config files say together for the model that they choose, later files over earlier ones.
+    """Merge config files for the model that they choose; later files override earlier ones.
+
+    Args:
+        paths: Config files in order.
+
+    Returns:
+        Merged settings.
 
     Raises:
-        SettingError: as :func:`expand_overlays`.
+        SettingError: If a file cannot be read or is not YAML, ``per_model`` is invalid, or a callback to change is
+            not listed.
     """
     contents = [_read(path) for path in paths]
     model = _model_name([], contents)
@@ -89,6 +113,17 @@ def merged_configs(paths: Sequence[str]) -> dict[str, Any]:
     return merged
 
 
+def config_path(name: str) -> str:
+    """Return the path of a config of the package (``search``, ``laptop``); ``name`` where it is a file or unknown.
+
+    Args:
+        name: Path of a file, or the name of a config.
+    """
+    configs = Path(importlib.import_module("a2d_lightning.configs").__file__ or "").parent
+    found = [path for folder in (configs, configs / "scale") if (path := folder / f"{name}.yaml").is_file()]
+    return str(found[0]) if found and not Path(name).exists() else name
+
+
 def _read(path: str) -> dict[str, Any]:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), _EachKeyOnce)
@@ -96,7 +131,7 @@ def _read(path: str) -> dict[str, Any]:
         raise SettingError(f"--config: {path!r} is not YAML ({error}).") from error
     except OSError as error:
         raise SettingError(
-            f"--config: {path!r} cannot be read ({error.strerror}); the stages lie in configs/."
+            f"--config: {path!r} cannot be read ({error.strerror}); the stages are teacher, search and retrain."
         ) from error
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
@@ -121,7 +156,7 @@ def _model_name(args: list[str], contents: list[dict[str, Any]]) -> str:
 
 
 def _lineage(class_path: str) -> list[str]:
-    """Return the names of a class and its bases, in the order of method resolution."""
+    """Return the names of a class and its bases in method resolution order."""
     module, _, name = class_path.rpartition(".")
     if not module:
         return [name]

@@ -1,4 +1,4 @@
-"""jsonargparse's report of a wrong setting, which lists every try over many lines, as the one line that matters."""
+"""One-line summaries of jsonargparse's errors, which list every attempted type over many lines."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ ELSEWHERE = {
     "trainer.gradient_clip_val": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
     "trainer.gradient_clip_algorithm": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
 }
-"""Settings that users of Lightning or readers of the paper expect, and where they are here."""
+"""Settings that users of Lightning or readers of the paper expect, and their equivalents here."""
 
 LIGHTNINGS_OWN = {
     "gradient clipping is not supported for manual optimization": (
@@ -24,7 +24,7 @@ LIGHTNINGS_OWN = {
         "trainer.callbacks: Timer cannot be written into config.yaml; add --trainer.callbacks.interval step."
     ),
 }
-"""Words of Lightning's errors that do not say what to do, and a line that does."""
+"""Parts of library errors that suggest no remedy, and the line to print instead."""
 
 NO_MODEL = (
     "--config: a stage is required, configs/teacher.yaml, configs/search.yaml or configs/retrain.yaml, or a --model; "
@@ -33,11 +33,14 @@ NO_MODEL = (
 
 
 def one_line(message: str, known_settings: Sequence[str]) -> str:
-    """The innermost reason of ``message``, with near matches for a key that does not exist.
+    """Extract the innermost reason of an error, with close matches for an unknown key.
 
     Args:
-        message: of an error; one that is a single line already is only looked at for unknown keys.
-        known_settings: dotted names (``data.game``) to suggest from.
+        message: Error message. Messages that come from neither a parser key nor a known pattern keep their words.
+        known_settings: Dotted names (``data.game``) from which to suggest close matches.
+
+    Returns:
+        The reason in one line.
     """
     text = " ".join(message.split())
     if re.fullmatch(r"the following arguments are required: \w+\.model", text):

@@ -1,9 +1,9 @@
-"""``python -m a2d_lightning random_architecture``: random networks, of the cost of a searched one or over a range.
+"""``python -m a2d_lightning random_architecture``: random networks with the cost of a searched one or over a range.
 
-A uniform draw of operators gives networks of middling cost: with nine operators in each of six cells, cheap and
-expensive ones are never drawn. Networks over a range of costs are therefore stratified: the range is cut into as many
-windows as networks are wanted, equally wide in log MACs (costs are compared by their ratio), and one network is drawn
-from each, uniformly among all networks of the search space whose MACs lie in the window.
+Uniform draws of operators give networks of medium cost: with nine operators in each of six cells, cheap and expensive
+networks practically never occur. Draws over a range of costs are therefore stratified: the range is divided into one
+window per network, equally wide in log MACs because costs are compared by ratio. One network is drawn from each window,
+uniformly among all networks of the search space whose MACs lie in the window.
 """
 
 import itertools
@@ -16,32 +16,34 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from a2d_lightning.cli.arguments import description
 from a2d_lightning.models.layers import FrameShape
 from a2d_lightning.nas.architecture import Architecture
-from a2d_lightning.nas.search_space import OPERATORS, Plan, operator_macs
+from a2d_lightning.nas.operators import OPERATORS
+from a2d_lightning.nas.search_space import Plan, operator_macs
 from a2d_lightning.runtime.errors import SettingError
 
 TRIED = 100_000
 TOLERANCE = 0.05
-"""MACs may be that much less than the searched network's."""
+"""Largest relative difference by which MACs may fall below those of the searched network."""
 
 BATCH = 1_000
 BATCHES = 200
-"""Draws for one window: after :data:`BATCHES` of :data:`BATCH` without a new network the window is doubled."""
+"""Limit of draws per window: :data:`BATCHES` batches of :data:`BATCH`; then the window is doubled."""
 
 
 def random_architecture(args: list[str]) -> None:
-    """Write random architectures: one file, or with --count a folder of random_000.json and so on.
+    """Write random architectures: one file, or with --count a folder with random_000.json and so on.
 
-    With --like alone, networks are uniform among those of the same plan and frames and 95 % to 100 % of its MACs. With
-    --macs, costs are spread over the range: one network in each of COUNT windows equally wide in log MACs, uniform
-    among all networks in the window.
+    With --like and without --macs, networks are drawn uniformly from those with the same plan and frames and 95 % to
+    100 % of the MACs. Otherwise costs are spread over --macs (default: the whole search space): one network from each
+    of COUNT windows equally wide in log MACs, drawn uniformly from all networks in the window.
 
     Raises:
-        SettingError: the file to be like cannot be read, no network has such a cost, or the output cannot be written.
+        SettingError: If the file of --like cannot be read, no network has such a cost, or the output cannot be written.
     """
     parser = ArgumentParser(
-        prog="a2d_lightning random_architecture", description=random_architecture.__doc__, exit_on_error=False
+        prog="a2d_lightning random_architecture", description=description(random_architecture), exit_on_error=False
     )
     parser.add_argument(
         "--like", type=str | None, default=None, help="JSON of a search; its plan, frames and (without --macs) MACs"
@@ -78,10 +80,17 @@ def random_architecture(args: list[str]) -> None:
 
 
 def draw_like(searched: Architecture, seed: int) -> Architecture:
-    """Return the first of a sequence of uniform draws that costs 95 % to 100 % of ``searched``.
+    """Draw a network uniformly from those with 95 % to 100 % of the MACs of a searched one.
+
+    Args:
+        searched: Network that determines plan, frame shape and MACs.
+        seed: Seed of the draws.
+
+    Returns:
+        The first of :data:`TRIED` uniform draws with such MACs.
 
     Raises:
-        SettingError: there is none among those tried.
+        SettingError: If no draw has such MACs.
     """
     table, fixed_macs = operator_macs(searched.plan, searched.frame_shape)  # [cells, operators]
     generator = torch.Generator().manual_seed(seed)
@@ -96,16 +105,29 @@ def draw_like(searched: Architecture, seed: int) -> Architecture:
 
 
 def macs_range(plan: Plan, frame_shape: FrameShape) -> tuple[float, float]:
-    """Return the MACs of the cheapest and of the most expensive network."""
+    """Return the MACs of the cheapest and of the most expensive network.
+
+    Args:
+        plan: Groups, cells and channels.
+        frame_shape: (stack, height, width) for which MACs are counted.
+    """
     table, fixed_macs = operator_macs(plan, frame_shape)
     return float(table.amin(1).sum()) + fixed_macs, float(table.amax(1).sum()) + fixed_macs
 
 
 def log_windows(low: float, high: float, count: int) -> list[tuple[float, float]]:
-    """Cut a range of MACs into ``count`` windows that are equally wide in log MACs.
+    """Divide a range of MACs into windows equally wide in log MACs.
+
+    Args:
+        low: Lowest MACs, positive.
+        high: Highest MACs.
+        count: Number of windows.
+
+    Returns:
+        (lowest, highest MACs) of each window, in increasing order.
 
     Raises:
-        SettingError: the range is empty.
+        SettingError: If the range is empty or ``low`` is not positive.
     """
     if not 0 < low < high:
         raise SettingError(f"--macs: [{low:g}, {high:g}] must be [LOW, HIGH] with 0 < LOW < HIGH.")
@@ -116,20 +138,23 @@ def log_windows(low: float, high: float, count: int) -> list[tuple[float, float]
 def draw_spread(
     plan: Plan, frame_shape: FrameShape, windows: Sequence[tuple[float, float]], seed: int, widen: bool = True
 ) -> list[Architecture]:
-    """Draw a network for each window of MACs, all different.
+    """Draw one network from each window of MACs, all different.
 
-    A draw is uniform among the networks in its window that no earlier one took. A window without such a network is
-    doubled, a half to each side.
+    Each draw is uniform over the networks in the window that have not been drawn before. If no such network is found,
+    the window is doubled, by half of its width to each side.
 
     Args:
-        plan: groups, cells and channels.
+        plan: Groups, cells and channels.
         frame_shape: (stack, height, width) for which MACs are counted.
-        windows: (lowest, highest MACs) of each network.
-        seed: of the draws.
-        widen: whether a window may be doubled; if not, it must hold enough networks.
+        windows: (lowest, highest MACs) for each network.
+        seed: Seed of the draws.
+        widen: Whether a window may be doubled; otherwise each window must hold enough networks.
+
+    Returns:
+        One network per window, in the order of the windows.
 
     Raises:
-        SettingError: a window lies outside the search space, or has too few networks.
+        SettingError: If a window lies outside the search space or has too few networks.
     """
     table, fixed_macs = operator_macs(plan, frame_shape)  # [cells, operators]
     cheapest, most_expensive = macs_range(plan, frame_shape)
@@ -168,28 +193,29 @@ def _draw(
 
 
 def draw_in_window(table: Tensor, low: float, high: float, taken: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Draw uniformly among the choices of operators whose MACs lie in a window and that are not taken.
+    """Draw operators uniformly from all choices whose MACs lie in a window and that are not taken.
 
-    Rejection from a product distribution that favours the window: the probability of an operator is proportional to
-    exp(beta MACs), with beta such that the mean of the sum is the window's middle. A choice in the window is accepted
-    with a probability proportional to exp(-beta MACs), so that all accepted ones are equally likely.
+    Rejection sampling from a product distribution that favours the window: the probability of an operator is
+    proportional to exp(beta MACs), with beta such that the expected sum of MACs is the middle of the window. A choice
+    in the window is accepted with a probability proportional to exp(-beta MACs), which makes all accepted choices
+    equally likely.
 
     Args:
-        table: MACs, float64 ``[cells, operators]``.
-        low: lowest sum of MACs.
-        high: highest sum of MACs.
-        taken: choices that are rejected, int64 ``[taken, cells]``.
-        generator: of the draws.
+        table: MACs of the operators, float64 ``[cells, operators]``.
+        low: Lowest sum of MACs.
+        high: Highest sum of MACs.
+        taken: Choices to reject, int64 ``[taken, cells]``.
+        generator: Source of random numbers.
 
     Returns:
-        int64 ``[cells]``, or None if all draws were rejected.
+        Indices of operators, int64 ``[cells]``; None if all draws were rejected.
     """
     beta = _tilt(table, (low + high) / 2)
     probabilities = torch.softmax(beta * table, dim=1)
     for _ in range(BATCHES):
         choices = torch.multinomial(probabilities, BATCH, replacement=True, generator=generator).T  # [batch, cells]
         macs = table.gather(1, choices.T).sum(0)  # [batch]
-        best = low if beta > 0 else high  # where the acceptance probability is 1
+        best = low if beta > 0 else high  # sum of MACs at which the acceptance probability is 1
         accepted = torch.rand(BATCH, dtype=torch.float64, generator=generator) < torch.exp(-beta * (macs - best))
         accepted &= (macs >= low) & (macs <= high)
         accepted &= ~(choices[:, None] == taken).all(2).any(1)

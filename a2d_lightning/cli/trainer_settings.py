@@ -1,4 +1,4 @@
-"""Settings and callbacks of Lightning's Trainer that have no meaning here, refused before anything starts."""
+"""Check for Trainer settings and callbacks that have no meaning here, run before anything starts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ REFUSED_VALUES = {
     "limit_train_batches": (0, TRAINS_NOTHING),
     "barebones": (True, "takes away metrics and checkpoints; leave it out."),
 }
-"""By the setting's name, the value and the reason."""
+"""Rejected value and reason, by setting."""
 
 SWITCHES = {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressBar}
-"""Settings that say whether there are callbacks of a kind."""
+"""Trainer switches, and the type of callback that each enables."""
 
 REFUSED_CALLBACKS = {
     "BaseFinetuning": "agents are trained whole, with one learning rate.",
@@ -27,20 +27,20 @@ REFUSED_CALLBACKS = {
     "LearningRateFinder": "a rate that a short run finds says little about a policy; set model.optimizer.lr.",
     "ModelPruning": "weights that are zero are multiplied all the same; search a smaller network.",
     "SpikeDetection": "losses are watched by model.on_nan and model.gradient_clip_norm.",
-    "ThroughputMonitor": "callbacks.EnvStepsProgress counts environment steps per second.",
+    "ThroughputMonitor": "a2d_lightning.callbacks.EnvStepsProgress counts environment steps per second.",
 }
-"""Lightning's, by their names, and the reason."""
+"""Rejected Lightning callbacks by class name, with the reason."""
 
 
 def check_trainer(asked: Mapping[str, Any], trains: bool) -> None:
-    """Check what the user asks the Trainer for.
+    """Check the user's settings of the Trainer.
 
     Args:
-        asked: the configuration's section ``trainer``, with callbacks as objects.
-        trains: whether the command is ``fit``.
+        asked: Section ``trainer`` of the configuration, with callbacks as objects.
+        trains: Whether the command is ``fit``.
 
     Raises:
-        SettingError: a value or a callback has no meaning here.
+        SettingError: If a value or a callback has no meaning here.
     """
     for name, (value, reason) in REFUSED_VALUES.items():
         given = asked.get(name)

@@ -1,4 +1,4 @@
-"""What ``python -m a2d_lightning --help`` shows, at once: reading LightningCLI's own takes seconds of imports."""
+"""Top-level help text, kept as a constant because the imports of LightningCLI take seconds."""
 
 USAGE = """\
 usage: python -m a2d_lightning COMMAND [options]

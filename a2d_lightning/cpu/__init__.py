@@ -1,1 +1,1 @@
-"""Kernels and thread settings that make training on CPUs faster. Without them torch computes the same, slower."""
+"""Kernels and thread settings that speed up training on CPUs; without them torch computes the same, slower."""

@@ -1,4 +1,4 @@
-"""Layers with quicker kernels in place of torch's, in one pass over a finished network."""
+"""Replacement of torch's layers by faster ones for CPUs, in one pass over a finished network."""
 
 import os
 from typing import TypeVar
@@ -14,15 +14,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def accelerate(network: M) -> M:
-    """Give layers of ``network`` that this package has quicker code for the class with that code, and return it.
+    """Change the class of each layer for which this package has a faster class.
 
-    Only the classes of layers change: weights, buffers, hooks and names in the state dict stay. A layer of a subclass
-    is left alone. The new classes compute what torch's do, up to rounding, and fall back to torch's own code wherever
-    they do not fit (other devices, other types, tracing). Nothing is changed where the environment variable
-    :data:`~a2d_lightning.cpu.kernels.SWITCH` is ``0``.
+    Weights, buffers, hooks and names in the state dict stay the same. Layers of subclasses are left alone. The new
+    classes compute the same results as torch's up to rounding, and fall back to torch's code for other devices, other
+    dtypes and tracing. Nothing changes if the environment variable :data:`~a2d_lightning.cpu.kernels.SWITCH` is ``0``.
 
     Args:
-        network: built from plain layers of torch.
+        network: Built from torch's own layers; changed in place.
+
+    Returns:
+        The same network.
     """
     if os.environ.get(SWITCH) == "0":
         return network

@@ -1,6 +1,6 @@
-"""The CPU cores that this process may use, and how torch's threads wait on them.
+"""The number of CPU cores that this process may use, and how long torch's idle threads occupy them.
 
-Own code: ``os.process_cpu_count`` needs Python 3.13, and knows no quota of a container.
+Own code: ``os.process_cpu_count`` needs Python 3.13 and ignores the quota of a container.
 """
 
 import math
@@ -14,17 +14,17 @@ CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 
 SPINS = "3000"
-"""A thread of GCC's OpenMP that waits for others looks so many times before it sleeps."""
+"""``GOMP_SPINCOUNT``: how many times a waiting thread of GCC's OpenMP checks for work before it sleeps."""
 
 
 def usable_cores() -> int:
-    """Return the number of cores of this process's affinity, at most its container's quota (rounded up)."""
+    """Return the number of cores in this process's CPU affinity, or the container's quota (rounded up) if lower."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min([cores, *(max(1, math.ceil(quota)) for quota in _quotas())])
 
 
 def _quotas() -> Iterator[float]:
-    """Yield the quotas, in cores, of this process's control groups and those above them (cgroup v1 and v2)."""
+    """Yield the CPU quotas, in cores, of this process's control groups and their ancestors (cgroup v1 and v2)."""
     try:
         lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -41,7 +41,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota(folder: Path, files: list[str]) -> Iterator[float]:
-    """Yield a control group's microseconds of CPU time in a period, divided by the period, if it has a limit."""
+    """Yield a control group's CPU quota in cores (CPU time per period / period), if there is a limit."""
     try:
         quota, period = " ".join((folder / name).read_text(encoding="utf-8") for name in files).split()
     except (OSError, ValueError):
@@ -51,13 +51,13 @@ def _quota(folder: Path, files: list[str]) -> Iterator[float]:
 
 
 def let_waiting_threads_sleep() -> bool:
-    """Have torch's threads sleep soon after they begin to wait for others. Must be called before torch is imported.
+    """Set how soon torch's waiting threads sleep; must be called before torch is imported.
 
-    By default they spin for milliseconds, on a core that another process of this machine may need. Does nothing where
-    the user has set OpenMP's own variables.
+    By default, waiting threads spin for milliseconds on cores that other processes may need. Nothing changes if the
+    user has set ``GOMP_SPINCOUNT`` or ``OMP_WAIT_POLICY``.
 
     Returns:
-        whether the environment was changed.
+        Whether the environment was changed.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         return False

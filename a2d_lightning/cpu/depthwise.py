@@ -1,4 +1,4 @@
-"""5x5 depthwise convolutions with a quicker gradient of their weights on CPUs."""
+"""5x5 depthwise convolutions with a faster weight gradient on CPUs."""
 
 from typing import Any
 
@@ -13,15 +13,16 @@ _LANES = 8
 
 
 class DepthwiseConv5x5(nn.Conv2d):
-    """``nn.Conv2d`` of one 5x5 kernel a channel, without bias (see :func:`~a2d_lightning.cpu.accelerate.accelerate`).
+    """Depthwise 5x5 ``nn.Conv2d`` without bias (see :func:`~a2d_lightning.cpu.accelerate.accelerate`).
 
-    Own code: oneDNN's kernel for the gradient of depthwise weights is up to ten times slower from a width of 4 on than
-    at 3, whatever the height (docs/notes.md). Where ours was not built, or does not fit, it is torch's own convolution.
+    Own code: oneDNN's gradient of depthwise weights is up to ten times slower for kernel widths from 4 than for width
+    3, at any height (docs/experiments.md). If the C kernel was not built or does not apply, this class behaves as
+    ``nn.Conv2d``.
     """
 
     @staticmethod
     def replaces(layer: nn.Conv2d) -> bool:
-        """Return whether ``layer`` is of this kind."""
+        """Return whether this class can replace the class of ``layer``."""
         return (
             layer.kernel_size == (KERNEL, KERNEL)
             and layer.stride[0] == layer.stride[1]
@@ -33,7 +34,14 @@ class DepthwiseConv5x5(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of ``[B, channels, h, w]``."""
+        """Compute the convolution.
+
+        Args:
+            x: Input ``[B, channels, h, w]``.
+
+        Returns:
+            Output ``[B, channels, ceil(h / stride), ceil(w / stride)]``.
+        """
         if not self._fits(x):
             return super().forward(x)
         out: Tensor = _Convolution.apply(x, self.weight, self.stride[0])
@@ -63,7 +71,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        again = torch.is_grad_enabled()  # derivatives of this gradient are asked for
+        again = torch.is_grad_enabled()  # double backward
         wanted = [ctx.needs_input_grad[0], again, False]
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             gradient, x, weight, None, [ctx.stride] * 2, [KERNEL // 2] * 2, [1, 1], False, [0, 0], len(weight), wanted
@@ -72,7 +80,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _grad_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """The gradient of the weights, ``[C, 1, 5, 5]``; all are channels_last."""
+    """Return the weight gradient ``[C, 1, 5, 5]``; ``x`` and ``gradient`` must be channels_last."""
     images, channels, height, width = x.shape
     out = torch.empty(channels, 1, KERNEL, KERNEL)
     lib = kernels()

@@ -1,4 +1,4 @@
-"""Frames of bytes as the networks' input: floats in [0, 1] in channels_last, in one pass on CPUs."""
+"""Conversion of byte frames to network input: floats in [0, 1] in channels_last, in one pass on CPUs."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,16 @@ from a2d_lightning.cpu.kernels import are_plain, kernels
 
 
 def unit_frames(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """``pixels / 255`` in channels_last; on CPUs by a kernel (:mod:`a2d_lightning.cpu.kernels`), to the same bits.
+    """Return ``pixels / 255`` in channels_last.
+
+    On CPUs, a C kernel (:mod:`a2d_lightning.cpu.kernels`) computes float32 results, bit for bit the same as torch's.
 
     Args:
         pixels: uint8 ``[B, stack, h, w]``.
-        dtype: of the result.
+        dtype: Floating-point dtype of the result.
+
+    Returns:
+        ``[B, stack, h, w]`` with values in [0, 1].
     """
     fits = pixels.dtype == torch.uint8 and dtype == torch.float32 and are_plain(pixels) and pixels.is_contiguous()
     lib = kernels() if fits else None

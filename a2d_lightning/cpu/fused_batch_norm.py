@@ -1,7 +1,7 @@
-"""Batch norm, and the ReLU after it, in one operation on CPUs.
+"""Batch norm fused with a following ReLU into one operation on CPUs.
 
-Apart they read and write each activation fourteen times in a training step, at the speed of the memory, and take four
-tenths of a search by the soft sum; together they need eight.
+Separate operations make fourteen passes over the activations in a training step, limited by memory bandwidth, and take
+40 % of the time of a soft-sum search. The fused operation makes eight passes.
 """
 
 from typing import Any
@@ -14,15 +14,22 @@ from a2d_lightning.cpu.kernels import Kernels, are_plain, kernels
 
 
 class FusedSequential(nn.Sequential):
-    """``nn.Sequential``, in which conventional batch norm in train mode and a ReLU after it are one operation.
+    """``nn.Sequential`` that fuses conventional batch norm in train mode with a following ReLU.
 
-    It is so for float32 on CPUs in channels_last, where there is a kernel (:mod:`a2d_lightning.cpu.kernels`).
-    Everything else is computed layer by layer, as are layers with hooks. Names, weights and statistics are
-    ``nn.Sequential``'s.
+    The C kernel (:mod:`a2d_lightning.cpu.kernels`) handles float32 in channels_last on CPUs, with or without a ReLU.
+    All other inputs, and layers with hooks, are computed layer by layer. Names, weights and statistics are the same as
+    in ``nn.Sequential``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of what the first layer takes."""
+        """Apply the layers in order.
+
+        Args:
+            x: Input of the first layer.
+
+        Returns:
+            Output of the last layer.
+        """
         layers = list(self)
         fused = False
         for position, layer in enumerate(layers):
@@ -38,7 +45,7 @@ class FusedSequential(nn.Sequential):
 
 
 def _kernels_for(norm: nn.BatchNorm2d, x: Tensor) -> Kernels | None:
-    """The kernels, where ``norm(x)`` is for them."""
+    """Return the kernels, or None if they cannot compute ``norm(x)``."""
     fits = (
         norm.training
         and norm.momentum is not None
@@ -57,7 +64,7 @@ def _hooked(layer: nn.Module) -> bool:
 
 
 def _normalized(lib: Kernels, norm: nn.BatchNorm2d, x: Tensor, relu: bool) -> Tensor:
-    """``norm(x)`` in train mode, or ``relu(norm(x))``; the running statistics move if they are tracked."""
+    """Return ``norm(x)`` in train mode, or ``relu(norm(x))``; update the running statistics if they are tracked."""
     if norm.track_running_stats:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -70,7 +77,7 @@ def _normalized(lib: Kernels, norm: nn.BatchNorm2d, x: Tensor, relu: bool) -> Te
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, lib: Kernels, norm: nn.BatchNorm2d, relu: bool
 ) -> tuple[Tensor, Tensor]:
-    """What comes out, and the batch's mean and 1 / deviation, ``[2, C]``."""
+    """Return the output, and the batch's mean and inverse standard deviation, ``[2, C]``."""
     channels = norm.num_features
     elements = x.numel()
     moved: tuple[int | None, int | None] = (None, None)
@@ -97,7 +104,7 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, statistics = ctx.saved_tensors
-        if torch.is_grad_enabled():  # derivatives of this gradient are asked for
+        if torch.is_grad_enabled():  # double backward
             out = F.batch_norm(x, None, None, weight, bias, True, 0.0, ctx.eps)
             out = out.relu() if ctx.relu else out
             return *torch.autograd.grad(out, (x, weight, bias), gradient, create_graph=True), None, None, None

@@ -1,7 +1,7 @@
-"""Kernels in C for what torch has none or a slow one of on CPUs, on torch's own threads.
+"""C kernels for operations that torch lacks or computes slowly on CPUs, run on torch's own threads.
 
-They are built at installation where there is a C compiler; without one torch computes the same, slower. Own code where
-profiles of the search and of training asked for it (benchmarks/README.md).
+The kernels are built at installation if there is a C compiler; otherwise torch computes the same, slower. Each replaces
+a bottleneck found by profiling the search and the training (docs/performance.md).
 """
 
 import ctypes
@@ -20,10 +20,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from a2d_lightning.cpu.openmp_threads import gcc_openmp
 
 SWITCH = "A2D_NATIVE"
-"""Environment variable; ``0`` leaves every computation to torch."""
+"""Environment variable that disables this package's kernels and layers if it is ``0``."""
 
 SMALL = 2**14
-"""Elements of a tensor that one thread works on."""
+"""Largest number of elements that a single thread processes; larger tensors use all of torch's threads."""
 
 _POINTER, _LONG, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 
@@ -32,15 +32,18 @@ _TYPES = (Tensor, torch.nn.Parameter)
 
 
 class Kernels:
-    """The library's functions. Each takes its tensors' elements, which decide on the number of threads, then what the
-    function in C takes after those: numbers, and addresses of tensors.
+    """Functions of the C library.
+
+    The first argument of each function is the number of elements of the tensors, which determines the number of
+    threads. The others are those of the C function after its ``threads``: numbers, and addresses of tensors. A function
+    raises MemoryError if memory is short.
 
     Args:
-        library: as built.
-        openmp: that torch runs on.
+        library: The built library.
+        openmp: The OpenMP library that torch uses.
 
     Raises:
-        AttributeError: a library of another release.
+        AttributeError: If the library is of another release.
     """
 
     def __init__(self, library: ctypes.CDLL, openmp: ctypes.CDLL) -> None:
@@ -66,22 +69,22 @@ class Kernels:
 
 
 def addresses(tensors: Sequence[Tensor]) -> Any:
-    """What a function in C takes as an array of tensors."""
+    """Return the addresses of the tensors' data as a C array of ``void *``."""
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 def sizes(tensors: Sequence[Tensor]) -> Any:
-    """Their elements, as an array in C."""
+    """Return the number of elements of each tensor as a C array of ``long``."""
     return (ctypes.c_long * len(tensors))(*[tensor.numel() for tensor in tensors])
 
 
 def are_plain(*tensors: Tensor) -> bool:
-    """Return whether kernels may be used: all tensors are plain ones on the CPU, and no operation is recorded.
+    """Return whether kernels may be used: all tensors are plain CPU tensors, and no operations are being recorded.
 
-    Tracing, compiling, exporting and functorch's transforms record torch's operations. A kernel's writes are not among
-    these and would be missing from the result.
+    Tracing, compiling, exporting and functorch's transforms record torch's operations. The writes of a C kernel would
+    be missing from the record.
     """
-    for tensor in tensors:  # this is asked for every layer; generators cost twice as much
+    for tensor in tensors:  # called for each layer; a generator would take twice the time
         if type(tensor) not in _TYPES or not tensor.is_cpu:
             return False
     return not (
@@ -95,7 +98,10 @@ def are_plain(*tensors: Tensor) -> bool:
 
 @functools.cache
 def kernels() -> Kernels | None:
-    """Return the library, if it was built, torch runs on GCC's OpenMP and :data:`SWITCH` is not ``0``."""
+    """Return the kernels, or None where they cannot be used.
+
+    The library must have been built, torch must use GCC's OpenMP, and :data:`SWITCH` must not be ``0``.
+    """
     if os.environ.get(SWITCH) == "0":
         return None
     found = importlib.util.find_spec("a2d_lightning.cpu._kernels")

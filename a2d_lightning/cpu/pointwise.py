@@ -1,4 +1,4 @@
-"""1x1 convolutions that are matrix products where no gradient is asked for, on CPUs."""
+"""1x1 convolutions as matrix multiplications during inference on CPUs."""
 
 import torch
 import torch.nn.functional as F
@@ -8,15 +8,15 @@ from a2d_lightning.cpu.kernels import are_plain
 
 
 class PointwiseConv(nn.Conv2d):
-    """``nn.Conv2d`` of 1x1 kernels without stride and bias (see :func:`~a2d_lightning.cpu.accelerate.accelerate`).
+    """1x1 ``nn.Conv2d`` without stride and bias (see :func:`~a2d_lightning.cpu.accelerate.accelerate`).
 
-    Own code: to start oneDNN's convolution takes as long as the arithmetic of the few frames that act (docs/notes.md).
-    Its backward is the quicker one, so that updates are left to it.
+    Own code: with the few frames of an acting step, starting oneDNN's convolution takes as long as the arithmetic
+    (docs/experiments.md). Updates use oneDNN, whose backward pass is faster than that of a matrix multiplication.
     """
 
     @staticmethod
     def replaces(layer: nn.Conv2d) -> bool:
-        """Return whether ``layer`` is of this kind."""
+        """Return whether this class can replace the class of ``layer``."""
         return (
             layer.kernel_size == layer.stride == (1, 1)
             and layer.padding == (0, 0)
@@ -25,7 +25,14 @@ class PointwiseConv(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of ``[B, in_channels, h, w]``."""
+        """Compute the convolution.
+
+        Args:
+            x: Input ``[B, in_channels, h, w]``.
+
+        Returns:
+            Output ``[B, out_channels, h, w]``.
+        """
         if not self._fits(x):
             return super().forward(x)
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)).permute(0, 3, 1, 2)  # [B, out_channels, h, w]

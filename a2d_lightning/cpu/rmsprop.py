@@ -1,4 +1,4 @@
-"""RMSProp in one pass over the weights on CPUs, where torch, which has no fused one, takes ten."""
+"""RMSProp in one pass over the weights on CPUs; torch has no fused version and makes ten passes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,15 +11,22 @@ from a2d_lightning.cpu.kernels import addresses, kernels, sizes
 
 
 class RMSprop(torch.optim.RMSprop):
-    """``torch.optim.RMSprop``: same arguments, same state, same steps up to rounding.
+    """``torch.optim.RMSprop`` with a C kernel: same arguments, same state, same steps up to rounding.
 
-    Float32 weights on a CPU take one kernel where there is one (:mod:`a2d_lightning.cpu.kernels`), unless there is
-    momentum, weight decay or centering. Everything else is torch's own.
+    The kernel (:mod:`a2d_lightning.cpu.kernels`) updates float32 weights on CPUs, without momentum, weight decay and
+    centering. Torch's code handles all other cases.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step down the gradient; returns what ``closure`` did, which is called first."""
+        """Take one step down the gradient.
+
+        Args:
+            closure: Called first, with gradients enabled.
+
+        Returns:
+            The result of ``closure``, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Eq. 10's sum, in one pass on CPUs: term after term it reads and writes the sum nine times."""
+"""The weighted sum of Eq. 10 in one pass on CPUs; adding term by term reads and writes the sum nine times."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,17 @@ from a2d_lightning.cpu.kernels import Kernels, addresses, are_plain, kernels
 
 
 def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
-    """sum_i y_i O_i, one kernel for float32 on CPUs where there is one (:mod:`a2d_lightning.cpu.kernels`).
+    """Return sum_i y_i O_i (Eq. 10).
+
+    A C kernel (:mod:`a2d_lightning.cpu.kernels`) computes float32 sums in channels_last on CPUs, if all frames have the
+    same weights.
 
     Args:
         weights: y, ``[terms]``, or ``[B, terms]`` for one mixture per frame.
-        terms: O_i, of one shape.
+        terms: O_i, each ``[B, C, h, w]``.
+
+    Returns:
+        The sum ``[B, C, h, w]``.
     """
     first = terms[0]
     fits = (
@@ -38,7 +44,7 @@ def _term_by_term(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     first, *others = weights.unbind(-1) if weights.ndim == 1 else weights[..., None, None, None].unbind(1)
     out = first * terms[0]
     for weight, term in zip(others, terms[1:], strict=True):
-        # addcmul spares the full-size product that a sum of products would write and read again
+        # addcmul avoids the full-size product that a separate multiplication would write and read again
         out = torch.addcmul(out, weight, term)
     return out
 
@@ -61,7 +67,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weights, *terms = ctx.saved_tensors
-        if torch.is_grad_enabled():  # derivatives of this gradient are asked for
+        if torch.is_grad_enabled():  # double backward
             grad_weights = torch.stack([(gradient * term).sum() for term in terms])
             return None, grad_weights, *[weight * gradient for weight in weights]
         gradient = gradient.contiguous(memory_format=torch.channels_last)

@@ -1,1 +1,1 @@
-"""Networks: hand-made backbones (App. C), the agent with two heads, normalization, MACs."""
+"""Networks: hand-designed backbones (App. C), the two-headed agent, normalization, MACs."""

@@ -1,4 +1,4 @@
-"""Layers of hand-made and searched networks (App. C, App. D), and the shape of an observation."""
+"""Layers of hand-designed and searched networks (App. C, App. D), and the shape of an observation."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ FrameShape = tuple[int, int, int]
 
 
 def conv(in_channels: int, out_channels: int, stride: int, kernel: int) -> nn.Module:
-    """Standard convolution, batch norm, ReLU."""
+    """Build a standard convolution, batch norm and ReLU."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -17,7 +17,7 @@ def conv(in_channels: int, out_channels: int, stride: int, kernel: int) -> nn.Mo
 
 
 class InvertedResidual(nn.Module):
-    """FBNet's block: 1x1 to ``expansion`` times the channels, depthwise, 1x1 back; residual where shapes agree."""
+    """FBNet's block: 1x1 to ``expansion`` times the channels, depthwise, 1x1 back; residual if the shape stays."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, kernel: int, expansion: int) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ class InvertedResidual(nn.Module):
 
 
 def skip(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """Identity; where the shape changes, average pool and a 1x1 projection with batch norm (its MACs count)."""
+    """Build an identity, or an average pool and 1x1 projection with batch norm if the shape changes (MACs count)."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    # without padding count_include_pad changes nothing, but Inductor's gradient is wrong with it (pytorch issue 198119)
+    # without padding, True would change nothing but Inductor's gradient, which it makes wrong (pytorch issue 198119)
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
     return nn.Sequential(
         pool if stride > 1 else nn.Identity(),
@@ -52,7 +52,10 @@ def skip(in_channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, post-activation (He et al. 2016); 1x1 conv + BN where the shape changes."""
+    """Post-activation residual block (He et al. 2016): two 3x3 convolutions and a shortcut.
+
+    The shortcut is a 1x1 convolution with batch norm where the shape changes, otherwise the identity.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -74,5 +77,5 @@ class BasicBlock(nn.Module):
 
 
 def pooled_features(channels: int) -> list[nn.Module]:
-    """The end of every ResNet-like backbone: global average pool, FC to 256, ReLU."""
+    """Build the last layers of every ResNet-like backbone: global average pool, FC to 256, ReLU."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 256), nn.ReLU(inplace=True)]

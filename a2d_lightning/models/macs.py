@@ -1,4 +1,4 @@
-"""Multiply-accumulates by ptflops. The paper's 'FLOPs' can only be these."""
+"""Multiply-accumulates (MACs), counted by ptflops. The paper's 'FLOPs' can only be MACs."""
 
 import copy
 
@@ -10,15 +10,19 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 def count_macs(module: nn.Module, input_shape: torch.Size) -> int:
-    """MACs of convolutions and linear layers for one input of ``input_shape`` (no batch dimension).
+    """Count the MACs of convolutions and linear layers for one input.
 
-    ptflops' pytorch backend would count ReLU and pooling twice. Its aten backend counts additions of biases, too, so it
-    gets a copy without them; it would leave hooks and evaluation mode behind in the original.
+    ptflops' pytorch backend would count ReLU and pooling twice. Its aten backend also counts bias additions, and leaves
+    hooks and evaluation mode behind. The module is therefore copied, and the copy has no biases.
+
+    Args:
+        module: any network or layer.
+        input_shape: shape of the input without the batch dimension.
 
     Raises:
-        SettingError: ptflops failed.
+        SettingError: If ptflops fails.
     """
-    # in inference mode, which Lightning tests in, no operation reaches the counter
+    # the counter sees no operations in inference mode, in which Lightning runs tests
     with torch.inference_mode(False), torch.enable_grad():
         counted = copy.deepcopy(module).cpu().float()
         for layer in counted.modules():

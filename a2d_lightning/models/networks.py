@@ -1,4 +1,4 @@
-"""Hand-made backbones (App. C) and the two-headed agent. Every agent is one shared backbone, an actor and a critic."""
+"""Hand-designed backbones (App. C), and the agent: one backbone shared by an actor and a critic."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,13 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 def resnet(frame_shape: FrameShape, blocks_per_group: int, channels: Sequence[int] = (16, 32, 64)) -> nn.Sequential:
-    """The CIFAR ResNet with a first convolution of stride 2 and a last FC to 256 (App. C)."""
+    """Build the CIFAR ResNet with a first convolution of stride 2 and a last FC to 256 (App. C).
+
+    Args:
+        frame_shape: (stack, height, width) of the input.
+        blocks_per_group: basic blocks in each group, n.
+        channels: channels of each group.
+    """
     layers: list[nn.Module] = [
         nn.Conv2d(frame_shape[0], channels[0], 3, 2, 1, bias=False),
         nn.BatchNorm2d(channels[0]),
@@ -29,7 +35,7 @@ def resnet(frame_shape: FrameShape, blocks_per_group: int, channels: Sequence[in
 
 
 def vanilla(frame_shape: FrameShape) -> nn.Sequential:
-    """The DQN network of Mnih et al. 2015."""
+    """Build the DQN network of Mnih et al. 2015."""
     body = nn.Sequential(
         nn.Conv2d(frame_shape[0], 32, 8, 4),
         nn.ReLU(inplace=True),
@@ -44,9 +50,9 @@ def vanilla(frame_shape: FrameShape) -> nn.Sequential:
 
 
 def four_conv(frame_shape: FrameShape) -> nn.Sequential:
-    """Four 3x3 convolutions of stride 2 and 32 channels, FC 256 (universe-starter-agent; made for 42x42 frames).
+    """Build four 3x3 convolutions of stride 2 and 32 channels, and FC 256, for 42x42 frames (universe-starter-agent).
 
-    Not of the paper: small and fast enough that PPO trains it to play on two cores.
+    Not in the paper. Small and fast enough that PPO can train it on two cores.
     """
     body: list[nn.Module] = []
     in_channels = frame_shape[0]
@@ -59,9 +65,9 @@ def four_conv(frame_shape: FrameShape) -> nn.Sequential:
 
 
 def two_conv(frame_shape: FrameShape) -> nn.Sequential:
-    """Two 3x3 convolutions of 32 channels, the second of stride 2, and FC 256, for the 10x10 images of MinAtar.
+    """Build two 3x3 convolutions of 32 channels, the second of stride 2, and FC 256, for the 10x10 images of MinAtar.
 
-    Not of the paper: after Young and Tian 2019, who use one convolution of 16 channels and FC 128.
+    Not in the paper. Modelled on Young and Tian 2019, who use one convolution of 16 channels and FC 128.
     """
     body = nn.Sequential(
         nn.Conv2d(frame_shape[0], 32, 3, 1, 1),
@@ -86,10 +92,14 @@ BACKBONES: dict[str, Callable[[FrameShape], nn.Module]] = {
 
 
 def make_backbone(network: str, frame_shape: FrameShape) -> nn.Module:
-    """The hand-made backbone called ``network`` for observations of ``frame_shape``.
+    """Build a hand-designed backbone.
+
+    Args:
+        network: name in :data:`BACKBONES`.
+        frame_shape: (stack, height, width) of the observations.
 
     Raises:
-        SettingError: no such network, or the frames are too small for it.
+        SettingError: If there is no such network, or the frames are too small for it.
     """
     if network not in BACKBONES:
         raise SettingError(f"model.network: there is no {network!r}; choose one of {', '.join(BACKBONES)}.")
@@ -97,16 +107,16 @@ def make_backbone(network: str, frame_shape: FrameShape) -> nn.Module:
 
 
 class ActorCritic(nn.Module):
-    """Backbone + actor (logits) + critic (scalar), the paper's agent.
+    """The paper's agent: a backbone, an actor (logits) and a critic (scalar).
 
     ``forward`` takes pixels uint8 ``[B, stack, k h, k w]`` and returns logits ``[B, actions]`` and values ``[B]``.
-    Frames k times its own size are averaged down first: the emulators' frames are means over areas, and the mean of
-    k x k pixels of such a frame is the k times smaller frame, up to rounding.
+    Frames that are k times larger than ``frame_shape`` are first averaged over k x k pixels. Up to rounding, this gives
+    the frames that the emulator would give at the smaller size, because those are area averages, too.
 
     Args:
         backbone: float ``[B, stack, h, w]`` in [0, 1] to features ``[B, F]``.
-        frame_shape: (stack, height, width) of its own frames.
-        num_actions: width of the actor's output.
+        frame_shape: (stack, height, width) of the backbone's input.
+        num_actions: number of actions.
     """
 
     def __init__(self, backbone: nn.Module, frame_shape: FrameShape, num_actions: int) -> None:
@@ -120,12 +130,12 @@ class ActorCritic(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     autocast_dtype: torch.dtype | None = None
-    """Lower precision of convolutions and dense layers, where asked; logits and values are float32 all the same."""
+    """Lower precision of convolutions and dense layers, if set; logits and values stay float32."""
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if self.autocast_dtype is None:
             return self._forward(pixels)
-        # without the cache, which would keep the weights of before an update for the next minibatch's forward
+        # without the cache, which would keep the weights from before an update for the next minibatch's forward
         with torch.autocast(pixels.device.type, self.autocast_dtype, cache_enabled=False):
             logits, values = self._forward(pixels)
         return logits.float(), values.float()
@@ -142,14 +152,15 @@ class ActorCritic(nn.Module):
 
 
 def initialize(agent: ActorCritic) -> ActorCritic:
-    """Orthogonal weights (gain sqrt 2), a nearly uniform first policy (gain 0.01) and zero biases, as A2C and PPO use.
+    """Initialize an agent in place as usual for A2C and PPO, and return it.
 
-    Batch norm keeps its defaults.
+    Weights are orthogonal with gain sqrt 2, except for the actor (0.01, so that the first policy is nearly uniform) and
+    the critic (1). Biases are zero. Batch norm keeps its defaults.
     """
     for layer in agent.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             gain = 0.01 if layer is agent.actor else 1.0 if layer is agent.critic else 2**0.5
-            # orthogonal_ refuses channels_last weights, so it fills a contiguous copy
+            # orthogonal_ rejects channels_last weights, so it fills a contiguous tensor
             layer.weight.data.copy_(nn.init.orthogonal_(torch.empty(layer.weight.shape), gain))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -157,15 +168,19 @@ def initialize(agent: ActorCritic) -> ActorCritic:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of weights, buffers not counted."""
+    """Count the parameters of ``module``, without buffers."""
     return sum(p.numel() for p in module.parameters())
 
 
 def scaled_frame_shape(frame_shape: FrameShape, size: int | None) -> FrameShape:
-    """The shape of an agent's own frames, ``size`` x ``size``, where it is shown ``frame_shape``; absent: as shown.
+    """Return the shape of the frames that the agent's network takes.
+
+    Args:
+        frame_shape: (stack, height, width) of the observations.
+        size: height and width of the network's frames in pixels; absent if the same as the observations'.
 
     Raises:
-        SettingError: what it is shown is no whole multiple.
+        SettingError: If the observations are not square, or their size is not a multiple of ``size``.
     """
     if size is None:
         return frame_shape

@@ -1,8 +1,9 @@
-"""How channels are normalized, so that the policy that acts on a rollout is the one that is updated on it.
+"""Kinds of normalization, most of which give the acting policy and the updated policy the same outputs.
 
-Acting sees the n frames of one time step, updating the n(T+1) of a rollout. Conventional batch norm normalizes each by
-its own batch: two policies. Every other kind here gives one, up to rounding. What plays in evaluations and exports
-normalizes by running statistics (or by none), so that it plays at batch 1 as it was evaluated.
+Acting processes the n frames of one time step, an update the n(T+1) frames of a rollout. Conventional batch norm
+normalizes each by its own batch, which gives two policies. Every other kind here gives one, up to rounding. Networks in
+evaluations and exports normalize by running statistics or without batch statistics, so they play the same at any batch
+size.
 """
 
 import math
@@ -22,17 +23,18 @@ CHANNELS_PER_GROUP = 8
 
 
 class RunningBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm by its running statistics in train mode too; they move between rollouts only, and get no gradient.
+    """Batch norm by running statistics, in train mode too.
 
-    :func:`update_running_stats` moves them by what the updates of a rollout have seen.
+    The statistics are not differentiated, and change between rollouts only: :func:`update_running_stats` updates them
+    with the batches of a rollout's updates.
     """
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features)
-        self.seen: list[Tensor] = []  # (mean, variance) of each batch since they moved last, float [2, C]
+        self.seen: list[Tensor] = []  # (mean, variance) of each batch since the last update, float [2, C]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[B, C, h, w]``, normalized."""
+        """Normalize x ``[B, C, h, w]``."""
         if self.training and self.track_running_stats:
             with torch.no_grad():
                 # torch.var_mean is several times slower on channels_last
@@ -44,9 +46,9 @@ class RunningBatchNorm2d(nn.BatchNorm2d):
 
 
 class PerStepBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm by the batch of one time step: the frames that acted together are normalized together in updates.
+    """Batch norm by the batch of one time step: frames that acted together are normalized together in updates.
 
-    :func:`time_steps` says which those are; without it the whole batch is one time step, as it is while acting.
+    :func:`time_steps` declares the time steps of a batch. Without it, the whole batch is one time step, as in acting.
     """
 
     def __init__(self, num_features: int) -> None:
@@ -55,7 +57,7 @@ class PerStepBatchNorm2d(nn.BatchNorm2d):
         self.num_steps = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[B, C, h, w]``, normalized."""
+        """Normalize x ``[B, C, h, w]``."""
         if not self.training or self.num_envs == 0:
             return super().forward(x)
         running_mean, running_var = _statistics(self)
@@ -66,15 +68,15 @@ class PerStepBatchNorm2d(nn.BatchNorm2d):
             F.batch_norm(step, moved[0], moved[1], self.weight, self.bias, True, momentum / self.num_steps, self.eps)
             for step in x[:acted].split(self.num_envs)
         ]
-        if len(x) > acted:  # last frames of truncated games, which nobody acted on
-            # copies: a second forward before the backward moves the statistics
+        if len(x) > acted:  # last frames of truncated games, which were not acted on
+            # copies, because a second forward before the backward changes the statistics
             still = running_mean.clone(), running_var.clone()
             parts.append(F.batch_norm(x[acted:], still[0], still[1], self.weight, self.bias, False, 0.0, self.eps))
         return torch.cat(parts)
 
 
 class ChannelAffine(nn.Module):
-    """Batch norm's scale and shift without its statistics."""
+    """Batch norm's scale and shift, without statistics."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -82,7 +84,7 @@ class ChannelAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x ``[B, C, h, w]``, normalized."""
+        """Scale and shift x ``[B, C, h, w]``."""
         return torch.addcmul(self.bias[:, None, None], x, self.weight[:, None, None])
 
 
@@ -96,13 +98,13 @@ _LAYERS: dict[Normalization, Callable[[int], nn.Module]] = {
 
 
 def with_normalization(network: M, normalization: Normalization) -> M:
-    """Replaces every batch norm of a new ``network`` by fresh layers of another kind, in place.
+    """Replace every batch norm of a new network with a fresh layer of another kind, in place, and return the network.
 
     Args:
-        network: as it was built, with conventional batch norm (the paper's).
-        normalization: ``batch`` (the paper's), ``running`` (running statistics, while training too), ``per_step`` (the
-            batch of one time step), ``group`` (groups of 8 channels, or of the largest power of 2
-            that divides them), ``none`` (a scale and a shift).
+        network: newly built, with conventional batch norm (the paper's).
+        normalization: ``batch`` (the paper's), ``running`` (running statistics, in training too), ``per_step`` (the
+            batch of one time step), ``group`` (groups of 8 channels, or of the largest power of 2 that divides them),
+            ``none`` (a scale and a shift).
     """
     for parent in list(network.modules()):
         for name, child in parent.named_children():
@@ -112,18 +114,27 @@ def with_normalization(network: M, normalization: Normalization) -> M:
 
 
 def inference_normalization(normalization: Normalization) -> Normalization:
-    """The plain kind that evaluates alike with the same weights: all kinds of batch norm share running statistics."""
+    """Return the kind to use in inference: ``batch`` for ``running`` and ``per_step``, otherwise the same kind.
+
+    All kinds of batch norm evaluate the same weights in the same way, by running statistics.
+    """
     return "batch" if normalization in ("running", "per_step") else normalization
 
 
 def normalizes_by_time_step(network: nn.Module) -> bool:
-    """Whether minibatches must keep the frames of a time step together."""
+    """Return whether minibatches must keep the frames of a time step together."""
     return any(isinstance(layer, PerStepBatchNorm2d) for layer in network.modules())
 
 
 @contextmanager
 def time_steps(network: nn.Module, num_envs: int, num_steps: int) -> Iterator[None]:
-    """Inside, the first ``num_steps * num_envs`` frames of a batch are time steps of ``num_envs`` frames each."""
+    """Declare the time steps of the batches in this context.
+
+    Args:
+        network: its per-step layers are set.
+        num_envs: frames of a time step.
+        num_steps: time steps; the first ``num_steps * num_envs`` frames of a batch, in time-major order.
+    """
     layers = [layer for layer in network.modules() if isinstance(layer, PerStepBatchNorm2d)]
     for layer in layers:
         layer.num_envs, layer.num_steps = num_envs, num_steps
@@ -136,9 +147,10 @@ def time_steps(network: nn.Module, num_envs: int, num_steps: int) -> Iterator[No
 
 @contextmanager
 def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode normalizes as ever but leaves its running statistics alone.
+    """Keep batch norm in train mode from updating its running statistics in this context.
 
-    A policy acts in it, so that the running statistics, which evaluation uses, are those of the learner's batches.
+    Batch norm normalizes as before. Rollouts are collected in this context, so the running statistics, which evaluation
+    uses, come from the learner's batches only.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
@@ -152,7 +164,10 @@ def frozen_batch_norm_statistics(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def scratch_batch_norm_stats(network: nn.Module) -> Iterator[None]:
-    """Inside, batch norm works on copies of its running statistics: what it sees there shall not count (again)."""
+    """Let batch norm work on copies of its running statistics in this context, and discard the copies.
+
+    For forwards whose batches must not count, or have already counted.
+    """
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [dict(norm.named_buffers()) for norm in norms]
     seen = [(norm, norm.seen) for norm in norms if isinstance(norm, RunningBatchNorm2d)]
@@ -173,11 +188,11 @@ def scratch_batch_norm_stats(network: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def update_running_stats(network: nn.Module, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
-    """Moves the statistics of ``running`` layers by what they have seen since the last call.
+    """Update the statistics of ``running`` layers with the batches since the last call.
 
     Args:
-        network: any.
-        mean_over_ranks: float ``[N]`` to its mean over all processes, which so keep one policy.
+        network: any network.
+        mean_over_ranks: float ``[N]`` to its mean over all processes, which keeps the policy the same on all of them.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, RunningBatchNorm2d) and layer.seen]
     if not layers:
@@ -193,11 +208,13 @@ def update_running_stats(network: nn.Module, mean_over_ranks: Callable[[Tensor],
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: list[Tensor]) -> None:
-    """Sets the running statistics of conventional batch norm to their means over ``batches``; leaves it in eval mode.
+    """Set the running statistics of conventional batch norm to their means over ``batches``.
+
+    Leaves the network in evaluation mode.
 
     Args:
-        network: what it takes are the batches.
-        batches: at least one.
+        network: called with each batch.
+        batches: inputs of the network, at least one.
     """
     norms = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

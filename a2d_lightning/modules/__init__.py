@@ -1,4 +1,4 @@
-"""The LightningModules of the three stages, and random play to compare with."""
+"""LightningModules of the three stages, and a random player as the baseline."""
 
 from a2d_lightning.modules.agent import AgentModule
 from a2d_lightning.modules.random_play import RandomModule

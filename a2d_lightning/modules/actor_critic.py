@@ -1,4 +1,4 @@
-"""What the three stages share: acting and updating on one rollout, Eq. 8, the clock, evaluation, checkpoints."""
+"""Base module of the three stages: updates on rollouts (Eq. 8), step counter, evaluation, checkpoints."""
 
 import time
 from abc import abstractmethod
@@ -40,41 +40,47 @@ from a2d_lightning.runtime.optimizer_settings import OptimizerSettings, without_
 RECENT_GAMES = 100
 
 METRICS_SECONDS = 1.0
-"""Metrics on the terminal are no older."""
+"""Maximum age of the metrics shown in the terminal, in seconds."""
 
 
 def rmsprop(params: Any) -> Optimizer:
-    """RMSProp at the paper's 1e-3, with A2C's smoothing 0.99 and eps 1e-5: with DQN's eps of 0.01 and gradients clipped
-    to norm 0.5, eps would outweigh nearly every weight's gradient and the update would be plain SGD."""
+    """Build RMSProp with the paper's learning rate 1e-3, and A2C's smoothing 0.99 and eps 1e-5.
+
+    DQN's eps of 0.01 would exceed nearly every weight's gradient, since gradients are clipped to norm 0.5. The update
+    would then be plain SGD.
+
+    Args:
+        params: parameters or parameter groups.
+    """
     return RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5, foreach=True)
 
 
 class ActorCriticModule(EvaluatedModule):
-    """Actor-critic learning with distillation, on rollouts that its own agent collected.
+    """Actor-critic learning with distillation, on rollouts that the module's own agent collected.
 
     Args:
-        game: canonical name, from the data.
-        frame_shape: (stack, height, width), from the data.
-        num_actions: from the data.
-        total_env_steps: the run's budget over all ranks, from the data; schedules end there.
+        game: canonical name of the game; set from the data.
+        frame_shape: (stack, height, width) of the observations; set from the data.
+        num_actions: number of actions; set from the data.
+        total_env_steps: budget in environment steps over all ranks, at which schedules end; set from the data.
         algorithm: A2C (paper, and if absent) or PPO.
         advantage: TDError (paper, and if absent), NStep or GAE.
-        gamma: discount.
-        optimizer: of the weights.
-        learning_rate_schedule: factor of the optimizer's rate over the budget; constant if absent.
+        gamma: discount factor per step.
+        optimizer: optimizer of the weights.
+        learning_rate_schedule: factor of the optimizer's learning rate over the budget; constant if absent.
         gradient_clip_norm: norm to which the weights' gradient is clipped.
-        value_coefficient: weight of Eq. 5.
-        entropy_coefficient: alpha_1.
-        distillation: Table 2's mode.
-        teacher: bundled name, .safetensors or .ckpt; needed unless ``distillation`` is none.
-        actor_distillation_coefficient: alpha_2.
-        critic_distillation_coefficient: alpha_3.
-        coefficient_schedules: factors of the loss terms' coefficients over the budget.
-        normalization: of the agent's layers: batch (paper), running, per_step, group or none.
-        agent_frame_size: height and width of the agent's own frames, where the data's are a multiple (for a teacher
-            that needs larger ones); the data's if absent.
-        evaluation_actions: sampled (as trained) or greedy, in evaluations and tests.
-        on_nan: what to do about a loss or gradient that is not finite: stop the run, or skip the update and count it.
+        value_coefficient: coefficient of L_value (Eq. 5).
+        entropy_coefficient: alpha_1, coefficient of L_entropy.
+        distillation: what is distilled (Table 2): none, actor, actor+teacher_critic or actor+critic.
+        teacher: bundled name, or path of a .safetensors or .ckpt file; required unless ``distillation`` is none.
+        actor_distillation_coefficient: alpha_2, coefficient of Eq. 6.
+        critic_distillation_coefficient: alpha_3, coefficient of Eq. 7.
+        coefficient_schedules: factors of the loss coefficients over the budget.
+        normalization: normalization of the agent's layers: batch (paper), running, per_step, group or none.
+        agent_frame_size: height and width in pixels of the frames that the agent's network takes, where a teacher needs
+            larger ones; must divide the data's frame size, which is used if absent.
+        evaluation_actions: choice of actions in evaluations and tests: sampled (as in training) or greedy.
+        on_nan: reaction to a loss or gradient that is not finite: stop the run, or skip the update and count it.
     """
 
     def __init__(
@@ -111,7 +117,7 @@ class ActorCriticModule(EvaluatedModule):
         self.total_env_steps = total_env_steps
         self.algorithm = algorithm or A2C()
         self.advantage = advantage or TDError()
-        # plain numbers: weights_only refuses jsonargparse's restricted types, and optimizer states would carry them
+        # plain floats: weights_only loading rejects jsonargparse's restricted types, and optimizer states hold these
         self.gamma = float(gamma)
         self.optimizer = without_parser(optimizer)
         self.learning_rate_schedule = learning_rate_schedule
@@ -138,13 +144,13 @@ class ActorCriticModule(EvaluatedModule):
         self._learning_rates: list[float] = []
         self._optimizer_settings = OptimizerSettings()
         self._logged_at = 0.0
-        # in a tuple, so that the teacher is neither trained, nor wrapped by DDP, nor in checkpoints
+        # a tuple keeps the teacher out of the parameters, DDP and checkpoints
         self._teacher: tuple[FrozenTeacher, ...] = ()
-        # of this rank's games: ranks end games at different times, so a sum over them would wait for ever
+        # games of this rank only: ranks finish games at different times, so a reduction over ranks would deadlock
         self.recent_game_scores: deque[float] = deque(maxlen=RECENT_GAMES)
 
     def make_agent(self, backbone: torch.nn.Module) -> ActorCritic:
-        """A fresh agent around ``backbone``, normalized and initialized as the settings say."""
+        """Build an agent around ``backbone`` with the configured normalization, and initialize its weights."""
         agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions)
         return initialize(with_normalization(agent, self.normalization))
 
@@ -152,10 +158,15 @@ class ActorCriticModule(EvaluatedModule):
 
     @abstractmethod
     def card(self) -> AgentCard:
-        """What the agent is, for checkpoints and exports."""
+        """Return the card that describes the agent in checkpoints and exports."""
 
     def agent_card(self, network: str, architecture: dict[str, Any] | None = None) -> AgentCard:
-        """The card of this module's agent, whose backbone is called ``network``."""
+        """Build the card of this module's agent.
+
+        Args:
+            network: name of the agent's backbone.
+            architecture: plain values that describe a searched backbone; absent for a hand-designed one.
+        """
         return AgentCard(
             game=self.game,
             network=network,
@@ -167,26 +178,33 @@ class ActorCriticModule(EvaluatedModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Loads the teacher; only training needs it."""
+        """Freeze a critic that is not trained, and load the teacher for training.
+
+        Args:
+            stage: the teacher is loaded for ``fit`` only.
+
+        Raises:
+            SettingError: If the teacher cannot be loaded or does not fit the game and the frames.
+        """
         if not trains_critic(self.distillation):
-            # it gets no gradient, and DDP would wait for one
+            # DDP would wait for the critic's gradient, which is never computed
             self.agent.critic.requires_grad_(False)
         if stage == "fit" and self.distillation != "none":
             teacher = load_teacher(str(self.teacher_name), self.game, self.frame_shape, self.num_actions)
             self._teacher = (teacher,)
 
     def on_fit_start(self) -> None:
-        """Moves the teacher to the agent's device.
+        """Check the settings against trainer and data, and move the teacher to the agent's device.
 
         Raises:
-            SettingError: a precision in which acting and updating would differ, rollouts of no use to the algorithm or
-                to the normalization, or an optimizer that the checkpoint's state does not fit.
+            SettingError: If acting and updating would differ at the trainer's precision, the rollouts do not suit the
+                algorithm or the normalization, or the optimizer does not fit the checkpoint's optimizer state.
         """
         if self.trainer.precision not in ("32-true", "bf16-mixed"):
             raise SettingError(
                 f"trainer.precision: {self.trainer.precision} is not supported; use 32-true or bf16-mixed."
             )
-        # the agent's own, since the collector asks it outside of Lightning's context
+        # set on the agent, because the collector calls it outside Lightning's autocast context
         self.agent.autocast_dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
         data: Any = cast(Any, self.trainer).datamodule
         if data is not None:
@@ -204,16 +222,19 @@ class ActorCriticModule(EvaluatedModule):
                 logger.clock = lambda: self.env_steps
 
     def on_train_start(self) -> None:
-        """A run whose budget is spent does not start again, unless it was stopped before its last evaluation."""
+        """Restore the optimizers' settings, and end a run whose budget is spent.
+
+        A run that was stopped before its last evaluation first completes that evaluation.
+        """
         self._optimizer_settings.restore(self.trainer.optimizers)
         epoch = self.trainer.fit_loop.epoch_loop
         if epoch.val_loop.restarted_mid_evaluation and self._is_spent:
-            self.trainer.val_check_batch = epoch.batch_idx + 1  # or Lightning would end the epoch before it evaluates
+            self.trainer.val_check_batch = epoch.batch_idx + 1  # otherwise Lightning ends the epoch before evaluating
         else:
             self.trainer.should_stop = self._is_spent
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End the run with the rollout that spends its budget; Lightning then evaluates."""
+        """End the run after the rollout that spends the budget; Lightning then evaluates."""
         if self._is_spent:
             self.trainer.should_stop = True
 
@@ -227,11 +248,15 @@ class ActorCriticModule(EvaluatedModule):
         return self.env_steps >= self.total_env_steps
 
     def weights(self) -> list[torch.nn.Parameter]:
-        """theta: the parameters that the weights' optimizer updates and whose gradient is clipped."""
+        """Return theta: the parameters that the weights' optimizer updates and whose gradient is clipped."""
         return list(self.agent.parameters())
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """The weights' optimizer."""
+        """Build the optimizer of the weights.
+
+        Raises:
+            SettingError: If the optimizer rejects its arguments.
+        """
         try:
             optimizer = self.optimizer(self.weights())
         except (ValueError, TypeError) as error:
@@ -242,7 +267,15 @@ class ActorCriticModule(EvaluatedModule):
     # --- learning -------------------------------------------------------------------------------------------------
 
     def training_step(self, rollout: TensorDict, batch_idx: int) -> None:
-        """Learns from one rollout ``[num_envs, T]`` that the agent has just collected."""
+        """Update on a rollout that the agent has just collected.
+
+        Args:
+            rollout: ``[num_envs, T]``.
+            batch_idx: number of the rollout in the epoch.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is not finite and ``on_nan`` is stop.
+        """
         self._set_learning_rate()
         try:
             metrics = self.learn(rollout)
@@ -250,21 +283,25 @@ class ActorCriticModule(EvaluatedModule):
             metrics = self._without(rollout, error)
         update_running_stats(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
-        # Lightning takes 3 ms for some twenty values; loggers want them at logging steps, the terminal by time
+        # logging some twenty values takes Lightning 3 ms: log at the loggers' steps, and by time for the terminal
         due = batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs
         if due or time.monotonic() - self._logged_at >= METRICS_SECONDS:
             self._logged_at = time.monotonic()
             self._log_training(metrics)
 
     def learn(self, rollout: TensorDict) -> Metrics:
-        """Updates on a rollout; returns what is worth logging."""
+        """Update on a rollout ``[num_envs, T]``, and return the metrics to log.
+
+        Raises:
+            NonFiniteError: If a loss or gradient is not finite.
+        """
         metrics: Metrics = {}
         for total, found in self.losses(rollout, self.agent):
             metrics |= found | self.step_weights(total)
         return metrics
 
     def _without(self, rollout: TensorDict, error: NonFiniteError) -> Metrics:
-        """Keeps what led to ``error`` in the run's folder, and goes on without the update if ``on_nan`` says so."""
+        """Save the rollout that led to ``error`` in the run's folder, then skip the update or raise (``on_nan``)."""
         path = Path(self.trainer.default_root_dir) / f"nonfinite-step{self.env_steps}-rank{self.global_rank}.pt"
         dump_rollout(rollout, error, path)
         if self.on_nan == "stop":
@@ -275,11 +312,19 @@ class ActorCriticModule(EvaluatedModule):
         return {}
 
     def losses(self, rollout: TensorDict, student: torch.nn.Module) -> Iterator[tuple[Tensor, Metrics]]:
-        """Eq. 8 of each minibatch of a rollout, computed when it is asked for, and what is worth logging.
+        """Yield L_total (Eq. 8) and the metrics to log for each minibatch of a rollout.
+
+        A minibatch is computed only when it is requested, so after the caller's step on the minibatch before it.
 
         Args:
             rollout: ``[num_envs, T]``.
-            student: pixels to (logits, values): the agent, or the agent with other weights.
+            student: pixels to (logits, values): the agent, or the agent with other weights or under another draw.
+
+        Yields:
+            The scalar L_total, and the metrics.
+
+        Raises:
+            NonFiniteError: If a loss term is not finite.
         """
         teacher_logits, teacher_value, teacher_next_value = self._ask_teacher(rollout)
 
@@ -292,41 +337,45 @@ class ActorCriticModule(EvaluatedModule):
         coefficients = self.current_coefficients()
         for update, batch in enumerate(self.algorithm.minibatches(student, rollout, estimate)):
             metrics: Metrics = dict(_agreement(batch)) if update == 0 else {}
-            terms = self.loss_terms(batch)
+            terms = self.loss_terms(batch)  # 2. of Alg. 1, numbered as in SearchModule
             if self.distillation != "none":
-                terms |= distillation_terms(
+                terms |= distillation_terms(  # 3. Eq. 6 and 7  # 3. Eq. 6 and 7  # 3. Eq. 6 and 7
                     self.distillation,
                     batch,
                     teacher_logits.flatten(0, 1)[batch.rows],
                     teacher_value.flatten()[batch.rows],
                 )
             check_finite(terms, self.env_steps)
-            total = losses.total_loss(terms, coefficients)
+            total = losses.total_loss(terms, coefficients)  # 3. Eq. 8
             metrics |= {f"loss/{name}": term.detach() for name, term in terms.items()}
             metrics["loss/total"] = total.detach()
             yield total, metrics
 
     def loss_terms(self, batch: Minibatch) -> dict[str, Tensor]:
-        """The named terms of L_policy + L_value + alpha_1 L_entropy."""
+        """Compute the terms of L_policy + L_value + alpha_1 L_entropy.
+
+        Returns:
+            Scalars by the names of their coefficients, without ``value`` if the student's critic is not trained.
+        """
         terms = {"policy": self.algorithm.policy_loss(batch), "entropy": losses.entropy_loss(batch.logits)}
         if trains_critic(self.distillation):
             terms["value"] = losses.value_loss(batch.value, batch.value_target)
         return terms
 
     def current_coefficients(self) -> dict[str, float]:
-        """The weights of Eq. 8's terms at this point of the budget."""
+        """Return the coefficients of Eq. 8's terms at the current environment step."""
         progress = self.env_steps / self.total_env_steps
         schedules = self.coefficient_schedules
         return {name: value * schedules.factor(name, progress) for name, value in self.coefficients.items()}
 
     def step_weights(self, total: Tensor) -> Metrics:
-        """One step of the weights down the gradient of ``total``; returns what is worth logging."""
+        """Step the weights down the gradient of ``total``, and return the metrics to log."""
         (optimizer,) = self.zeroed_optimizers()
         self.manual_backward(total)
         return self.apply_weights_gradient(optimizer)
 
     def zeroed_optimizers(self) -> list[LightningOptimizer]:
-        """The optimizers, the weights' first, with no gradient left."""
+        """Clear all gradients, and return the optimizers, the weights' first."""
         found = self.optimizers()
         optimizers = cast(list[LightningOptimizer], found if isinstance(found, list) else [found])
         for optimizer in optimizers:
@@ -334,14 +383,24 @@ class ActorCriticModule(EvaluatedModule):
         return optimizers
 
     def apply_weights_gradient(self, optimizer: LightningOptimizer) -> Metrics:
-        """Clips theta's gradient to ``gradient_clip_norm`` and takes the step; returns the norm that it had."""
+        """Clip theta's gradient to ``gradient_clip_norm``, and step.
+
+        Args:
+            optimizer: optimizer of the weights.
+
+        Returns:
+            The gradient's norm before clipping, as a metric.
+
+        Raises:
+            NonFiniteError: If the norm is not finite; theta is then unchanged.
+        """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         check_finite({"gradient": norm}, self.env_steps)
-        if norm > self.gradient_clip_norm:  # clip_grad_norm_ would multiply shorter gradients by 1
+        if norm > self.gradient_clip_norm:  # saves clip_grad_norm_'s multiplication by 1
             torch.nn.utils.clip_grads_with_norm_(weights, self.gradient_clip_norm, norm)
         optimizer.step()
-        optimizer.zero_grad()  # gradients that lie about in the heap keep the next forward from filling it
+        optimizer.zero_grad()  # free gradients now; otherwise they fragment the heap and raise peak memory
         self.weight_updates += 1
         return {"gradient/weights_norm": norm}
 
@@ -358,7 +417,7 @@ class ActorCriticModule(EvaluatedModule):
     def _set_learning_rate(self) -> None:
         schedule = self.learning_rate_schedule
         factor = schedule(self.env_steps / self.total_env_steps) if schedule is not None else 1.0
-        # from the settings, not from the optimizer's state: a resumed run follows what it is told now
+        # rates of the settings, not of the optimizer's state: a resumed run follows its current settings
         for group, rate in zip(self.trainer.optimizers[0].param_groups, self._learning_rates, strict=True):
             group["lr"] = rate * factor
 
@@ -377,17 +436,17 @@ class ActorCriticModule(EvaluatedModule):
         self.log_dict(metrics)
 
     def macs(self) -> int:
-        """Multiply-accumulates of the backbone for one observation, heads left out."""
+        """Count the multiply-accumulates of the backbone for one observation, without heads."""
         return count_macs(self.agent.backbone, torch.Size(self.agent_frame_shape))
 
     def scored_macs(self) -> int:
-        """Compute the MACs of the network whose games an evaluation plays."""
+        """Count the MACs of the network that plays in evaluations."""
         return self.macs()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the clock and the agent's card: plain values, for ``weights_only`` loading."""
+        """Add the counters, the recent scores and the agent's card as plain values, for ``weights_only`` loading."""
         checkpoint["env_steps"] = self.env_steps
         checkpoint["weight_updates"] = self.weight_updates
         checkpoint["skipped_updates"] = self.skipped_updates
@@ -399,17 +458,21 @@ class ActorCriticModule(EvaluatedModule):
         """Build the module of a run from ``run_dir/checkpoints/x.ckpt`` and ``run_dir/config.yaml``.
 
         Args:
-            checkpoint_path: the checkpoint.
+            checkpoint_path: checkpoint file.
             map_location: device of the module.
-            changes: arguments of the module that replace the run's. Without ``config.yaml``, all that it needs.
+            changes: constructor arguments that replace those of the run. Without ``config.yaml``, all required ones
+                except game, frame_shape and num_actions.
+
+        Raises:
+            SettingError: If the file is not a checkpoint of this package, or belongs to another class or network.
         """
         return load_module(cls, Path(checkpoint_path), map_location, changes)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the clock.
+        """Restore the counters and the recent scores.
 
         Raises:
-            SettingError: the checkpoint is of another game or network.
+            SettingError: If the checkpoint is not of this package, or belongs to another game or network.
         """
         if "weight_updates" not in checkpoint or "agent_card" not in checkpoint:
             raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning.")
@@ -428,7 +491,7 @@ class ActorCriticModule(EvaluatedModule):
 
 
 def _agreement(batch: Minibatch) -> dict[str, Tensor]:
-    """How well the policy that acted and the one that is updated agree, before the update, and the critic's fit."""
+    """Measure how far the acting policy and the updated one differ before the update, and how well the critic fits."""
     with torch.no_grad():
         log_ratio = losses.log_prob(batch.logits, batch.action) - batch.log_prob_acted
         residual = batch.value_target - batch.value

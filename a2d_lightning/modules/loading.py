@@ -1,4 +1,4 @@
-"""A run's module, built from the checkpoint and the configuration that lie in the run's folder."""
+"""Loading of a run's module from a checkpoint and the configuration in the run's folder."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,17 +16,17 @@ M = TypeVar("M", bound=LightningModule)
 
 
 def load_module(cls: type[M], path: Path, device: Device | str, changes: dict[str, Any]) -> M:
-    """Build the module of a run and give it the state in one of the run's checkpoints.
+    """Build the module of a run, and load its state from one of the run's checkpoints.
 
     Args:
-        cls: class that the module must be of.
-        path: of the checkpoint, ``run_dir/checkpoints/x.ckpt``.
-        device: of the module.
-        changes: arguments of the module that replace those in ``run_dir/config.yaml``. Without this file, as in runs
-            that a script began, all that the constructor needs besides game, frame shape and number of actions.
+        cls: class of which the module must be an instance.
+        path: checkpoint file, ``run_dir/checkpoints/x.ckpt``.
+        device: device of the module.
+        changes: constructor arguments that replace those in ``run_dir/config.yaml``. Without this file, as in runs
+            started by a script, all required arguments except game, frame_shape and num_actions.
 
     Raises:
-        SettingError: the file is no checkpoint, or is of another class or network.
+        SettingError: If the file is not a checkpoint of this package, or belongs to another class or network.
     """
     checkpoint = load(path, device)
     if not isinstance(checkpoint, dict) or "agent_card" not in checkpoint:
@@ -46,7 +46,7 @@ def load_module(cls: type[M], path: Path, device: Device | str, changes: dict[st
 
 
 def _settings_of_run(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the module's arguments: those under ``model`` in a run's configuration, and those linked to ``data``."""
+    """Return the module's arguments in a run's configuration: those under ``model`` and those linked to ``data``."""
     settings = dict(config["model"].get("init_args") or {})
     frames = config["data"]["frames"]
     if settings.get("agent_frame_size") is not None:

@@ -1,4 +1,4 @@
-"""Uniformly random actions: the score that every agent is measured against."""
+"""Uniformly random actions: the baseline for the score of every agent."""
 
 from typing import Any
 
@@ -11,18 +11,18 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 
 
 class RandomModule(ActorCriticModule):
-    """Plays at random; for ``test``, without a checkpoint."""
+    """Player of uniformly random actions, for ``test`` without a checkpoint."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # a backbone without weights; the heads are never asked
+        # a backbone without weights; the heads are never used
         backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.agent = ActorCritic(backbone, self.agent_frame_shape, self.num_actions).requires_grad_(False)
 
     def act(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform actions int64 ``[B]``."""
+        """Return uniformly random actions int64 ``[B]``, for pixels uint8 ``[B, stack, h, w]``."""
         return torch.randint(self.num_actions, (len(pixels),), generator=generator, device=generator.device)
 
     def card(self) -> AgentCard:
-        """See the base class."""
+        """Return the card of the random player."""
         return self.agent_card("random")

@@ -1,4 +1,4 @@
-"""What a search's checkpoint says of networks: log alpha, by plan and operators."""
+"""Result of a search in its checkpoint: the plan, and log alpha, by which networks are rated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,38 +9,39 @@ import numpy.typing as npt
 import torch
 
 from a2d_lightning.agent_files import AgentCard, newest_intact, read_agent
+from a2d_lightning.nas.operators import OPERATORS, Builder, known_operators
 from a2d_lightning.nas.search_space import Plan
-from a2d_lightning.nas.supernet import OPERATOR_NAMES
 from a2d_lightning.runtime.checkpoints import LAST
 from a2d_lightning.runtime.errors import SettingError
 
 ALPHA = "backbone.alpha_logits"
-"""Name of alpha among the weights of a searched agent."""
+"""Name of alpha among the weights of an agent with a supernet."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has learned of architectures."""
+    """Plan and log alpha of a search."""
 
     name: str
-    """Folder of the run."""
+    """Name of the run's folder, followed by the checkpoint's name unless it is the last one."""
     path: Path
-    """Of the checkpoint."""
+    """Path of the checkpoint."""
     card: AgentCard
     plan: Plan
+    operator_names: tuple[str, ...]
     log_alpha: npt.NDArray[np.float64]
-    """``[cells, operators]``."""
+    """log alpha, ``[cells, operators]``."""
 
     @staticmethod
     def read(source: str, option: str) -> "SearchResult":
         """Read a run's newest intact checkpoint, or a checkpoint file.
 
         Args:
-            source: a run folder or a file.
-            option: named in errors.
+            source: run folder or checkpoint file.
+            option: name of the option in error messages.
 
         Raises:
-            SettingError: there is none, it is damaged, or not a search's.
+            SettingError: If there is no checkpoint, it is damaged, or it is not a checkpoint of a search.
         """
         given = Path(source)
         path = newest_intact(given / "checkpoints") if given.is_dir() else given
@@ -52,8 +53,9 @@ class SearchResult:
         content = (card.architecture or {}).get("plan")
         if card.network != "supernet" or ALPHA not in weights or not isinstance(content, dict):
             raise SettingError(f"{option}: {path} is a checkpoint of network {card.network!r}; take one of a search.")
-        plan = Plan(tuple(content.get("cells_per_group", ())), tuple(content.get("channels", ())))
-        alpha, expected = weights[ALPHA], [len(plan.cells()), len(OPERATOR_NAMES)]
+        plan = Plan.from_dict(content, f"{option}: {path}")
+        names = tuple((card.architecture or {}).get("operator_names", OPERATORS))
+        alpha, expected = weights[ALPHA], [len(plan.cells()), len(names)]
         if list(alpha.shape) != expected:
             raise SettingError(
                 f"{option}: alpha of {path} is {list(alpha.shape)}, its plan and this release's operators need "
@@ -61,16 +63,33 @@ class SearchResult:
             )
         run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         name = run_dir.name if path.stem == LAST else f"{run_dir.name}/{path.stem}"
-        return SearchResult(name, path, card, plan, torch.log_softmax(alpha.double(), dim=-1).numpy())
+        return SearchResult(name, path, card, plan, names, torch.log_softmax(alpha.double(), dim=-1).numpy())
+
+    def builders(self) -> dict[str, Builder]:
+        """Return the builders of the operators, in the order of the search.
+
+        Raises:
+            SettingError: If an operator is not known.
+        """
+        known = known_operators()
+        if unknown := [name for name in self.operator_names if name not in known]:
+            raise SettingError(
+                f"{self.path}: operator {unknown[0]!r} is not the paper's; register its builder by "
+                "a2d_lightning.nas.operators.register_operators and call this from Python."
+            )
+        return {name: known[name] for name in self.operator_names}
 
     def rate(self, operators: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
-        """Return the sum over cells of log alpha for each network, float64 ``[networks]``.
+        """Compute the sum of log alpha over the cells of each network.
 
         Args:
-            operators: of each network, a name a cell.
+            operators: for each network, the name of each cell's operator.
+
+        Returns:
+            float64 ``[networks]``.
         """
         choices = np.array(
-            [[OPERATOR_NAMES.index(name) for name in network] for network in operators]
+            [[self.operator_names.index(name) for name in network] for network in operators]
         )  # [networks, cells]
         rating: npt.NDArray[np.float64] = self.log_alpha[np.arange(len(self.log_alpha)), choices].sum(-1)
         return rating

@@ -1,1 +1,1 @@
-"""Architecture search: what the search learns and how a network is derived from it."""
+"""Architecture search: search space, supernet, search schemes, and derivation of a network."""

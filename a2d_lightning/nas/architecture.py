@@ -10,7 +10,8 @@ from torch import nn
 
 from a2d_lightning.models.layers import FrameShape
 from a2d_lightning.models.macs import count_macs
-from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.operators import known_operators
+from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.runtime.atomic_file import write_atomically
 from a2d_lightning.runtime.errors import SettingError
 
@@ -19,14 +20,22 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Architecture:
-    """A derived backbone, readable and complete without any search code."""
+    """Description of a derived backbone, which can be built from it without any search code.
+
+    Example:
+        >>> from a2d_lightning.nas.search_space import Plan
+        >>> plan = Plan(cells_per_group=(1, 1), channels=(8, 16))
+        >>> architecture = Architecture(("ir_k3_e1", "skip"), plan, (4, 42, 42), macs=0, parameters=0)
+        >>> architecture.build((4, 42, 42))(torch.zeros(1, 4, 42, 42)).shape
+        torch.Size([1, 256])
+    """
 
     operators: tuple[str, ...]
-    """One name of :data:`OPERATORS` a cell."""
+    """Name of each cell's operator, of :func:`~a2d_lightning.nas.operators.known_operators`."""
     plan: Plan
     frame_shape: FrameShape
     macs: int
-    """Multiply-accumulates of the backbone for one observation, heads left out."""
+    """Multiply-accumulates of the backbone for one observation, without heads."""
     parameters: int
     game: str = ""
     teacher: str = ""
@@ -34,29 +43,31 @@ class Architecture:
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def build(self, frame_shape: FrameShape) -> nn.Sequential:
-        """The backbone with fresh weights, for frames of ``frame_shape``."""
+        """Build the backbone with fresh weights, for frames of ``frame_shape`` (stack, height, width)."""
+        builders = known_operators()
         cells = [
-            OPERATORS[name](cell.in_channels, cell.out_channels, cell.stride)
+            builders[name](cell.in_channels, cell.out_channels, cell.stride)
             for name, cell in zip(self.operators, self.plan.cells(), strict=True)
         ]
         return self.plan.assemble(frame_shape[0], cells)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; the schema's version first."""
-        content = asdict(self)
+        """Return plain values, with the schema's version first."""
+        content = asdict(self) | {"plan": self.plan.to_dict()}
         return {"schema_version": content.pop("schema_version"), **content}
 
     def save(self, path: Path) -> None:
-        """Writes JSON, a field a line."""
+        """Write a JSON file with one field per line."""
         fields = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_dict().items()]
         write_atomically(path, ("{\n" + ",\n".join(fields) + "\n}\n").encode())
 
     @staticmethod
     def load(path: str | Path) -> "Architecture":
-        """Reads and checks a JSON file.
+        """Read and check a JSON file.
 
         Raises:
-            SettingError: missing, broken, of another version, or with operators that are not in the search space.
+            SettingError: If the file is missing or broken, has another schema version, names operators outside the
+                search space, or its counts are wrong.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -75,10 +86,13 @@ class Architecture:
     def check_counts(self, source: str) -> None:
         """Check that ``macs`` and ``parameters`` are those of the operators.
 
+        Args:
+            source: origin of the architecture, for the error message.
+
         Raises:
-            SettingError: ``source`` and what they should be.
+            SettingError: If ``macs`` or ``parameters`` is wrong.
         """
-        with torch.random.fork_rng(devices=[]):  # weights that are only counted are no reason for others to differ
+        with torch.random.fork_rng(devices=[]):  # weights that are only counted must not advance the global generator
             backbone = self.build(self.frame_shape)
         counted = {
             "macs": count_macs(backbone, torch.Size(self.frame_shape)),
@@ -90,10 +104,14 @@ class Architecture:
 
     @staticmethod
     def from_dict(content: Any, source: str) -> "Architecture":
-        """Checks every field.
+        """Build an architecture from plain values, and check every field except the counts.
+
+        Args:
+            content: as :meth:`to_dict` returns it.
+            source: origin of ``content``, for the error messages.
 
         Raises:
-            SettingError: ``source`` and what is wrong with it.
+            SettingError: If a field is missing or wrong.
         """
         if not isinstance(content, dict):
             raise SettingError(f"{source} holds no JSON object.")
@@ -115,22 +133,17 @@ class Architecture:
         for name, kind in expected.items():
             if not isinstance(content.get(name), kind) or isinstance(content[name], bool):
                 raise SettingError(f"{source}: {name!r} is missing or of the wrong type: {content.get(name)!r}.")
-        lists = {k: content["plan"].get(k) for k in ("cells_per_group", "channels")}
-        lists["frame_shape"] = content["frame_shape"]
-        for name, numbers in lists.items():
-            if not isinstance(numbers, list | tuple) or not all(type(n) is int and n > 0 for n in numbers):
-                raise SettingError(f"{source}: {name!r} must be a list of positive integers, not {numbers!r}.")
-        if len(content["frame_shape"]) != 3:
-            raise SettingError(
-                f"{source}: 'frame_shape' must be [stack, height, width], not {content['frame_shape']!r}."
-            )
-        try:
-            plan = Plan(tuple(lists["cells_per_group"]), tuple(lists["channels"]))
-        except SettingError as error:
-            raise SettingError(f"{source}: {error}") from error
-        unknown = [name for name in content["operators"] if not isinstance(name, str) or name not in OPERATORS]
+        shape = content["frame_shape"]
+        if len(shape) != 3 or not all(type(n) is int and n > 0 for n in shape):
+            raise SettingError(f"{source}: 'frame_shape' must be three positive integers (stack, h, w), not {shape!r}.")
+        plan = Plan.from_dict(content["plan"], source)
+        known = known_operators()
+        unknown = [name for name in content["operators"] if not isinstance(name, str) or name not in known]
         if unknown:
-            raise SettingError(f"{source}: unknown operator {unknown[0]!r}; known are {', '.join(OPERATORS)}.")
+            raise SettingError(
+                f"{source}: unknown operator {unknown[0]!r}; known are {', '.join(known)}. Name the builders of other "
+                "operators by model.operators."
+            )
         if len(content["operators"]) != len(plan.cells()):
             raise SettingError(
                 f"{source}: {len(content['operators'])} operators for {len(plan.cells())} cells; one each is needed."

@@ -1,4 +1,4 @@
-"""L_cost of alpha from a table of costs, one an operator: estimators, differentiable in alpha, chosen in YAML."""
+"""Estimators of L_cost(alpha) from a table with the cost of each operator, differentiable in alpha."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -12,17 +12,23 @@ CostEstimator = Literal["expected", "drawn", "argmax"]
 
 
 def expected(supernet: Supernet) -> Tensor:
-    """alpha: the mean over networks that alpha samples, sum_l sum_i alpha_i^l C_i^l."""
+    """Return alpha, float ``[cells, operators]``, for the mean cost of the networks that alpha samples.
+
+    The cost is sum_l sum_i alpha_i^l C_i^l.
+    """
     return supernet.log_alpha().exp()
 
 
 def drawn(supernet: Supernet) -> Tensor:
-    """The weights of the current draw: what this rollout's network costs."""
+    """Return the weights of the current draw, float ``[cells, operators]``, for the cost of this rollout's network."""
     return supernet.weights()
 
 
 def argmax(supernet: Supernet) -> Tensor:
-    """One-hot: what the network that would be derived now costs, with ``expected``'s gradient (straight-through)."""
+    """Return one-hot weights of the highest alphas, float ``[cells, operators]``, for the cost of that network.
+
+    The gradient is that of :func:`expected` (straight-through).
+    """
     alpha = supernet.log_alpha().exp()
     best = F.one_hot(alpha.argmax(-1), alpha.shape[1]).to(alpha.dtype)
     return best + (alpha - alpha.detach())
@@ -33,14 +39,23 @@ COST_ESTIMATORS: dict[CostEstimator, Callable[[Supernet], Tensor]] = {
     "drawn": drawn,
     "argmax": argmax,
 }
-"""Supernet to weights ``[cells, operators]`` of the operators' costs."""
+"""Functions of a supernet to the weights ``[cells, operators]`` of the operators' costs."""
 
 
 def cost_of(supernet: Supernet, estimator: CostEstimator, table: Tensor) -> Tensor:
-    """L_cost, a scalar: the operators' costs ``table`` ``[cells, operators]``, weighted by an estimator."""
+    """Compute L_cost.
+
+    Args:
+        supernet: source of alpha and of the current draw.
+        estimator: name in :data:`COST_ESTIMATORS`.
+        table: C_i^l, cost of each operator, float ``[cells, operators]``.
+
+    Returns:
+        Scalar, differentiable in alpha.
+    """
     return (COST_ESTIMATORS[estimator](supernet) * table).sum()
 
 
 def expected_macs(supernet: Supernet) -> Tensor:
-    """Mean MACs over the networks that alpha samples, what is not searched included; a scalar."""
+    """Compute the mean MACs of the networks that alpha samples, including the fixed layers; a scalar."""
     return cost_of(supernet, "expected", supernet.macs_table) + supernet.fixed_macs

@@ -1,6 +1,6 @@
-"""Derive one operator per cell from alpha: the paper's argmax, or the best network under a MACs limit.
+"""Derivation of one operator per cell from alpha: the paper's argmax, or the best network under a MACs limit.
 
-The solver works on arrays of log alpha and of any integer cost. Classes, chosen in YAML, apply it to MACs.
+The solver works on arrays of log alpha and any integer cost; the classes apply it to MACs.
 """
 
 import math
@@ -18,7 +18,7 @@ from a2d_lightning.runtime.errors import SettingError
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """Hold the networks that no other network beats in both cost and sum of log alpha, by rising cost.
+    """The networks that no other network beats in both cost and sum of log alpha, by rising cost.
 
     Both columns rise strictly: a point that costs more has a higher sum.
     """
@@ -39,9 +39,9 @@ def pareto_front(log_alpha: NDArray[np.float64], cost: NDArray[np.int64], budget
     networks with an equal sum, the cheapest is kept; of networks that are equal in both, always the same one.
 
     Time on one shared CPU core with MACs as the cost, for the plan (2, 2, 2), (8, 16, 32) at 42x42 and the paper's plan
-    at 84x84: below 1 ms each where log alpha is random, with up to 28 and 103 points; 2 and 70 ms where it follows the
-    cost with 1 % of noise, with 1,088 and 4,720 points. Only a log alpha that is exactly proportional to the cost
-    (6.3 million points for the paper's plan) takes a minute; a limit of an eighth of the highest cost, 2 s.
+    at 84x84: if log alpha is random, below 1 ms each, with up to 28 and 103 points; if it follows the cost with 1 % of
+    noise, 2 and 70 ms, with 1,088 and 4,720 points. Only a log alpha exactly proportional to the cost (6.3 million
+    points for the paper's plan) takes a minute, or 2 s with a limit of an eighth of the highest cost.
 
     Args:
         log_alpha: float64 ``[cells, operators]``.
@@ -79,7 +79,7 @@ def best_under_cost(log_alpha: NDArray[np.float64], cost: NDArray[np.int64], bud
     The arguments are those of :func:`pareto_front`, which also defines how ties are resolved.
 
     Raises:
-        ValueError: every choice costs more than ``budget``.
+        ValueError: If every choice costs more than ``budget``.
     """
     front = pareto_front(log_alpha, cost, budget)
     if not len(front.cost):
@@ -88,7 +88,7 @@ def best_under_cost(log_alpha: NDArray[np.float64], cost: NDArray[np.int64], bud
 
 
 class Derivation(ABC):
-    """Choose the operators of the derived network."""
+    """Rule that chooses the operators of the derived network."""
 
     @abstractmethod
     def choose(self, log_alpha: Tensor, macs: Tensor, fixed_macs: int) -> Tensor:
@@ -103,30 +103,30 @@ class Derivation(ABC):
             int64 ``[cells]``, on the CPU.
 
         Raises:
-            SettingError: no network meets the limit.
+            SettingError: If no network meets the limit.
         """
 
 
 class Argmax(Derivation):
-    """Choose the operator with the highest alpha in each cell, whatever it costs (the paper's rule)."""
+    """The operator with the highest alpha in each cell, whatever it costs (the paper's rule)."""
 
     def choose(self, log_alpha: Tensor, macs: Tensor, fixed_macs: int) -> Tensor:
-        """See :class:`Derivation`; of equal alphas the first."""
+        """Choose the operator with the highest alpha in each cell, the first if several are equal."""
         return log_alpha.argmax(-1).cpu()
 
 
 class MaxAlphaUnderMacs(Derivation):
-    """Choose the most probable network within a MACs limit: the highest sum of log alpha over the cells, exactly.
+    """The most probable network within a MACs limit: the highest sum of log alpha over the cells, found exactly.
 
     Args:
-        target_macs: limit of the whole backbone's MACs for one observation, without heads.
+        target_macs: maximum MACs of the whole backbone for one observation, without heads.
     """
 
     def __init__(self, target_macs: PositiveFloat) -> None:
-        self.target_macs = float(target_macs)  # a plain number
+        self.target_macs = float(target_macs)  # a plain float, as in ActorCriticModule
 
     def choose(self, log_alpha: Tensor, macs: Tensor, fixed_macs: int) -> Tensor:
-        """See :class:`Derivation`; of equal sums the cheapest."""
+        """Choose the operators with the highest sum of log alpha, the cheapest if several are equal."""
         cost = macs.cpu().numpy()
         cheapest = int(cost.min(1).sum()) + fixed_macs
         if self.target_macs < cheapest:

@@ -1,4 +1,4 @@
-"""Measure how much of alpha's gradient is signal and how much is noise."""
+"""Signal and noise in alpha's gradient."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 DECAY = 0.99
-"""Factor by which a gradient's weight falls with each later gradient: an average over about the last 100."""
+"""Factor by which a gradient's weight falls with each later gradient; averages over about the last 100."""
 
 
 class GradientNoise(nn.Module):
-    """Track alpha's gradients and give the signal-to-noise ratio of each cell.
+    """Signal-to-noise ratio of alpha's gradients in each cell.
 
     With the weights ``w_k = DECAY^(t - k)`` of the gradients ``g_k``, ``k = 1 ... t``, divided by their sum::
 
@@ -19,7 +19,7 @@ class GradientNoise(nn.Module):
         snr      = |mean| / sqrt(sum over operators of variance)    [cells]
 
     where ``|mean|`` is the Euclidean norm over the operators. Independent gradients with mean 0 give about
-    ``sqrt((1 - DECAY) / (1 + DECAY))`` = 0.07. The ratio is 0 until two different gradients were seen.
+    ``sqrt((1 - DECAY) / (1 + DECAY))`` = 0.07. The ratio is 0 before two different gradients are added.
 
     The state is kept in buffers, which checkpoints hold. A checkpoint without them starts a new average.
 
@@ -53,7 +53,7 @@ class GradientNoise(nn.Module):
         return torch.where(noise > 0, signal / noise, 0.0)
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """Give the ratios by the names under which they are logged."""
+        """Return the ratio of each cell by the name of its metric."""
         return {f"search/alpha_snr_cell{i:02d}": value for i, value in enumerate(self.snr())}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a search needs of the callbacks in its config."""
+"""Check of the callbacks that a search needs."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
@@ -25,16 +25,16 @@ class ArchitectureWriter(Protocol):
 
 
 def check_callbacks(callbacks: Iterable[Any], tau: float) -> None:
-    """Warn if no callback sets tau, or if none writes architectures; refuse two that set tau.
+    """Warn if no callback sets tau, or if none writes architectures; reject two that set tau.
 
-    A missing one is no error: tau may be constant on purpose, and ``derive`` reads architectures from checkpoints.
+    A missing callback is no error: tau may be constant on purpose, and ``derive`` reads architectures from checkpoints.
 
     Args:
-        callbacks: of the trainer.
-        tau: the supernet's, which holds where no callback sets another.
+        callbacks: the trainer's callbacks.
+        tau: the supernet's tau, which stays if no callback sets it.
 
     Raises:
-        SettingError: several callbacks would set tau in turn.
+        SettingError: If several callbacks set tau.
     """
     callbacks = list(callbacks)
     schedules = [type(callback).__name__ for callback in callbacks if isinstance(callback, TemperatureSchedule)]
@@ -43,10 +43,10 @@ def check_callbacks(callbacks: Iterable[Any], tau: float) -> None:
     if not schedules:
         rank_zero_info(
             f"warning: tau stays at {tau:g}: trainer.callbacks has no schedule for it; add "
-            "callbacks.TemperatureAnnealing"
+            "a2d_lightning.callbacks.TemperatureAnnealing"
         )
     if not any(isinstance(callback, ArchitectureWriter) for callback in callbacks):
         rank_zero_info(
-            "warning: no architecture will be written: trainer.callbacks has no callbacks.ArchitectureCheckpoint; add "
-            "it, or use `derive` on a checkpoint"
+            "warning: no architecture will be written: trainer.callbacks has no "
+            "a2d_lightning.callbacks.ArchitectureCheckpoint; add it, or use `derive` on a checkpoint"
         )

@@ -1,4 +1,4 @@
-"""Search schemes (Fig. 2): which rollouts move the weights theta, which alpha. Classes, chosen in YAML."""
+"""Search schemes (Fig. 2): which rollouts update the weights theta, and which update alpha."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -21,54 +21,54 @@ Metrics = dict[str, Tensor | float]
 
 @dataclass(frozen=True)
 class DrawnRollout:
-    """A rollout ``[num_envs, T]`` and the draw that acted on it."""
+    """A rollout ``[num_envs, T]`` and the draw under which it was collected."""
 
     rollout: TensorDict
     draw: Draw
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain tensors, for checkpoints."""
+        """Return plain values, for checkpoints."""
         return {"rollout": self.rollout.to_dict(), "draw": vars(self.draw), "shape": list(self.rollout.shape)}
 
     @staticmethod
     def from_dict(content: dict[str, Any], device: torch.device) -> "DrawnRollout":
-        """The inverse of :meth:`to_dict`."""
+        """Build a rollout on ``device`` from the result of :meth:`to_dict`."""
         rollout = TensorDict(content["rollout"], content["shape"], device=device)
         return DrawnRollout(rollout, Draw(**{name: x.to(device) for name, x in content["draw"].items()}))
 
 
 class Search(Protocol):
-    """What a scheme asks of the search."""
+    """The part of the search that a scheme uses."""
 
     agent: ActorCritic
     gumbel_generator: torch.Generator
 
     @property
     def supernet(self) -> Supernet:
-        """The agent's backbone."""
+        """Return the supernet, the agent's backbone."""
 
     def weights(self) -> list[nn.Parameter]:
-        """theta."""
+        """Return theta."""
 
     def losses(self, rollout: TensorDict, student: nn.Module) -> Iterator[tuple[Tensor, Metrics]]:
-        """L_total of each minibatch of a rollout."""
+        """Yield L_total, a scalar, and the metrics to log for each minibatch of a rollout."""
 
     def step_weights(self, total: Tensor) -> Metrics:
-        """theta down the gradient of ``total``."""
+        """Step theta down the gradient of ``total``, and return the metrics to log."""
 
     def step_alpha(self, total: Tensor) -> Metrics:
-        """alpha down the gradient of ``total + lambda L_cost``."""
+        """Step alpha down the gradient of ``total + lambda L_cost``, and return the metrics to log."""
 
     def step_both(self, total: Tensor) -> Metrics:
-        """Both from one backward."""
+        """Step theta and alpha from one backward, and return the metrics to log."""
 
 
 class AgentUnderDraw(nn.Module):
-    """The agent as it acted on a rollout: under its draw; with other weights where they are given.
+    """The agent under the draw of a rollout, optionally with other weights.
 
     Args:
-        search: whose agent.
-        draw: of the rollout.
+        search: the search that owns the agent.
+        draw: the rollout's draw.
     """
 
     def __init__(self, search: Search, draw: Draw) -> None:
@@ -77,23 +77,23 @@ class AgentUnderDraw(nn.Module):
         self.supernet = search.supernet
         self.draw = draw
         self.replaced: dict[str, Tensor] = {}
-        """Weights by name in the agent."""
+        """Weights that replace the agent's, by parameter name in the agent."""
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """As the agent's."""
+        """Compute logits and values as the agent does."""
         with self.supernet.using_draw(self.draw):
-            if not self.replaced:  # functional_call walks through all modules, 4 % of a single-path search
+            if not self.replaced:  # functional_call walks through all modules: 4 % of the time of a single-path search
                 return self.agent(pixels)
-            with scratch_batch_norm_stats(self.agent):  # of a policy that never was
+            with scratch_batch_norm_stats(self.agent):  # virtual weights must not change running statistics
                 return functional_call(self.agent, self.replaced, (pixels,))
 
 
 class AgentUnderFrameDraws(AgentUnderDraw):
-    """The agent under a new draw for each frame where gradients are recorded, and as it acted where they are not.
+    """The agent under a new draw for each frame in forwards with gradients, and under the rollout's draw in all others.
 
     Args:
-        search: whose agent and generator of draws.
-        draw: of the rollout.
+        search: the search that owns the agent and the generator of draws.
+        draw: the rollout's draw.
     """
 
     def __init__(self, search: Search, draw: Draw) -> None:
@@ -101,10 +101,10 @@ class AgentUnderFrameDraws(AgentUnderDraw):
         self.generator = search.gumbel_generator
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """As the agent's."""
+        """Compute logits and values as the agent does."""
         if not torch.is_grad_enabled():
             return super().forward(pixels)
-        # the generator must stay alike on all ranks, and each rank's frames need draws of their own
+        # the generator must stay the same on all ranks: each draws for all of them, and takes its own part
         rank, processes = rank_of_processes()
         gumbel = self.supernet.new_gumbel(self.generator, processes, len(pixels))[rank]
         with self.supernet.using_draw(Draw(gumbel, self.draw.tau, self.draw.ranking)):
@@ -113,56 +113,65 @@ class AgentUnderFrameDraws(AgentUnderDraw):
 
 
 class SearchScheme(ABC):
-    """How rollouts become steps of theta and alpha."""
+    """Rule by which rollouts give steps of theta and alpha."""
 
     rollouts_per_update: int
-    """Rollouts that are collected, with the same weights, before :meth:`learn` gets them."""
+    """Number of rollouts, collected with the same weights, for one call of :meth:`learn`."""
 
     @abstractmethod
     def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
-        """Updates on ``rollouts_per_update`` rollouts; returns what is worth logging."""
+        """Update on rollouts.
+
+        Args:
+            search: computes the losses and takes the steps.
+            rollouts: ``rollouts_per_update`` of them.
+
+        Returns:
+            The metrics to log.
+        """
 
 
 class OneLevel(SearchScheme):
-    """A2D's, Eq. 9: min over theta and alpha together, from one backward of one rollout.
+    """A2D's scheme (Eq. 9): min over theta and alpha together, from one backward on one rollout.
 
-    theta gets L_total, alpha L_total + lambda L_cost. Without distillation this is the paper's vanilla DNAS.
+    theta gets L_total, alpha L_total + lambda L_cost. Without distillation, this is the paper's vanilla DNAS.
     """
 
     rollouts_per_update = 1
     student: type[AgentUnderDraw] = AgentUnderDraw
 
     def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
-        """See :class:`SearchScheme`."""
-        (drawn,) = rollouts
+        """Step theta and alpha on each minibatch of one rollout; see :class:`SearchScheme`."""
+        (drawn,) = rollouts  # 1. of Alg. 1, numbered as in SearchModule
         metrics: Metrics = {}
+        # 2. and 3. are computed by search.losses
         for total, found in search.losses(drawn.rollout, self.student(search, drawn.draw)):
-            metrics |= found | search.step_both(total)
+            metrics |= found | search.step_both(total)  # 4. to 6.
         return metrics
 
 
 class OneLevelPerFrame(OneLevel):
-    """Eq. 9 with a Gumbel draw of its own for each frame that is learned from. Not of the paper.
+    """Eq. 9 with a Gumbel draw for each frame of an update. Not in the paper.
 
-    One draw mixes the operators alike for all frames of an update. At least half of the noise in alpha's gradient then
-    comes from the draw, and no number of frames averages it out (docs/minatar.md). With a draw for each frame this part
-    falls with the number of frames. The policy that acts keeps one draw a rollout, and so do its advantages.
-    PPO's ratio accounts for the difference. Needs :class:`~a2d_lightning.nas.sampling.SoftSum`.
+    One draw mixes the operators in the same way for all frames of an update. At least half of the noise in alpha's
+    gradient then comes from the draw, and more frames do not average it out (docs/minatar.md). With a draw for each
+    frame, this part falls with the number of frames. The acting policy still uses one draw per rollout. With PPO, so do
+    the advantages, and the ratio accounts for the difference. Needs :class:`~a2d_lightning.nas.sampling.SoftSum`.
     """
 
     student = AgentUnderFrameDraws
 
 
 class BiLevel(SearchScheme):
-    """First-order DARTS (arXiv 1806.09055): alpha on one rollout, theta on another, in turn.
+    """First-order DARTS (arXiv 1806.09055): alternate steps of alpha on one rollout and of theta on another.
 
-    Both were collected with the same weights. theta gets half of the updates that one-level gives it.
+    Both rollouts are collected with the same weights. theta gets half as many updates as with one level.
     """
 
     rollouts_per_update = 2
 
     def learn(self, search: Search, rollouts: Sequence[DrawnRollout]) -> Metrics:
-        """Alpha first, as DARTS does."""
+        """Step alpha, then theta, in the order of DARTS; see :class:`SearchScheme`."""
         for_weights, for_alpha = rollouts
         metrics: Metrics = {}
         for total, found in self.alpha_losses(search, for_weights, for_alpha):
@@ -174,19 +183,18 @@ class BiLevel(SearchScheme):
     def alpha_losses(
         self, search: Search, for_weights: DrawnRollout, for_alpha: DrawnRollout
     ) -> Iterator[tuple[Tensor, Metrics]]:
-        """What alpha descends: L_total(theta, alpha) on its own rollout."""
+        """Compute L_total(theta, alpha) and the metrics of each minibatch of alpha's rollout."""
         return search.losses(for_alpha.rollout, AgentUnderDraw(search, for_alpha.draw))
 
 
 class UnrolledBiLevel(BiLevel):
     """Second-order DARTS: alpha descends L_alpha(theta - xi grad_theta L_theta(theta, alpha), alpha).
 
-    It is differentiated through the virtual step, plain SGD, automatically rather than by DARTS' finite difference.
-
-    With several processes each takes the virtual step on its own rollout, and alpha's gradients are averaged.
+    The virtual step is plain SGD. Autograd differentiates through it, where DARTS uses finite differences. With several
+    processes, each takes the virtual step on its own rollout, and alpha's gradients are averaged.
 
     Args:
-        virtual_learning_rate: xi; DARTS takes the weights' learning rate.
+        virtual_learning_rate: xi, learning rate of the virtual step; DARTS uses that of the weights.
     """
 
     def __init__(self, virtual_learning_rate: PositiveFloat = 1e-3) -> None:
@@ -195,15 +203,23 @@ class UnrolledBiLevel(BiLevel):
     def alpha_losses(
         self, search: Search, for_weights: DrawnRollout, for_alpha: DrawnRollout
     ) -> Iterator[tuple[Tensor, Metrics]]:
-        """Each minibatch of alpha's rollout after a virtual step on one of theta's."""
+        """Yield L_total and metrics of each minibatch of alpha's rollout, after a virtual step on one of theta's."""
         virtual = AgentUnderDraw(search, for_alpha.draw)
         after = search.losses(for_alpha.rollout, virtual)
         for total, _ in search.losses(for_weights.rollout, AgentUnderDraw(search, for_weights.draw)):
             virtual.replaced = self.virtual_weights(search, total)
-            yield next(after)
+            yield next(after)  # computed now, with the virtual weights set above
 
     def virtual_weights(self, search: Search, total: Tensor) -> dict[str, Tensor]:
-        """theta' = theta - xi grad_theta total, by name in the agent, differentiable in alpha."""
+        """Compute theta' = theta - xi grad_theta L_theta.
+
+        Args:
+            search: source of theta.
+            total: L_theta, a scalar.
+
+        Returns:
+            theta' by parameter name in the agent, differentiable in alpha. Parameters without a gradient are left out.
+        """
         trained = {id(parameter) for parameter in search.weights() if parameter.requires_grad}
         weights = {name: p for name, p in search.agent.named_parameters() if id(p) in trained}
         gradients = torch.autograd.grad(total, list(weights.values()), create_graph=True, allow_unused=True)

@@ -1,1 +1,1 @@
-"""Reinforcement learning of the paper: losses (Eq. 3 to 8), advantages, algorithms, distillation modes, schedules."""
+"""The paper's reinforcement learning: losses (Eq. 3 to 8), advantages, algorithms, distillation, schedules."""

@@ -1,4 +1,4 @@
-"""What a rollout teaches the actor: A2C's one update (the paper's), or PPO's several, chosen in YAML."""
+"""Algorithms that make updates from a rollout: A2C with one (the paper's), or PPO with several."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -13,50 +13,64 @@ from a2d_lightning.rl import losses
 from a2d_lightning.runtime.errors import SettingError
 
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""V(s_t) and V(s_t+1), each ``[n, T]``, to (advantage, value target), each ``[n, T]``."""
+"""Function of V(s_t) and V(s_t+1), each ``[n, T]``, to (advantage, value target), each ``[n, T]``."""
 
 
 @dataclass
 class Minibatch:
-    """Rows of a rollout, with what the student says of them now. N rows, A actions."""
+    """Time steps of a rollout, with the student's current outputs. N rows, A actions."""
 
     logits: Tensor  # [N, A], with gradient
     value: Tensor  # [N], with gradient
     action: Tensor  # int64 [N]
-    log_prob_acted: Tensor  # [N], of the policy that acted
+    log_prob_acted: Tensor  # [N], of the acting policy
     advantage: Tensor  # [N]
     value_target: Tensor  # [N]
     rows: Tensor  # int64 [N], positions in the flattened rollout [n * T]
 
 
 class Algorithm(ABC):
-    """How a rollout becomes updates. The caller steps the optimizers after each minibatch that is yielded."""
+    """Division of a rollout into minibatches, and the actor's loss on them.
+
+    The caller steps the optimizers after each minibatch that is yielded.
+    """
 
     @abstractmethod
     def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
-        """Whether rollouts of this size can be learned from.
+        """Check that the algorithm can use rollouts of this size.
+
+        Args:
+            student: network that is trained; its normalization may keep a time step's rows together.
+            num_envs: environments of a rollout.
+            rollout_length: time steps of a rollout, T.
 
         Raises:
-            SettingError: they cannot.
+            SettingError: If they are too small.
         """
 
     @abstractmethod
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
-        """Minibatches to update on, one after another."""
+        """Yield the minibatches to update on.
+
+        Args:
+            student: pixels to (logits, values).
+            rollout: ``[num_envs, T]``.
+            estimate: estimator of the advantages and value targets; called once.
+        """
 
     @abstractmethod
     def policy_loss(self, batch: Minibatch) -> Tensor:
-        """The actor's loss on one minibatch, a scalar."""
+        """Compute the actor's loss on one minibatch, a scalar."""
 
 
 class A2C(Algorithm):
-    """Make one update on the whole rollout with Eq. 3, by one joint forward of its T+1 observations."""
+    """One update per rollout with Eq. 3, from one joint forward of the rollout's T+1 observations."""
 
     def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
-        """Any rollout will do."""
+        """Accept rollouts of any size."""
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
-        """Yields the whole rollout once."""
+        """Yield the whole rollout as one minibatch."""
         logits, value, next_value = joint_forward(student, rollout)
         advantage, target = estimate(value, next_value)
         yield Minibatch(
@@ -70,17 +84,17 @@ class A2C(Algorithm):
         )
 
     def policy_loss(self, batch: Minibatch) -> Tensor:
-        """Eq. 3."""
+        """Compute Eq. 3."""
         return losses.policy_loss(batch.logits, batch.action, batch.advantage)
 
 
 class PPO(Algorithm):
-    """Several epochs of clipped updates a rollout (arXiv 1707.06347), advantages normalized per minibatch.
+    """Several epochs of clipped updates per rollout (arXiv 1707.06347), with advantages normalized per minibatch.
 
     Args:
-        epochs: passes over the rollout.
-        num_minibatches: updates a pass.
-        clip_epsilon: range of the ratio around 1.
+        epochs: passes over each rollout.
+        num_minibatches: updates per pass.
+        clip_epsilon: eps; the probability ratio is clipped to [1 - eps, 1 + eps].
     """
 
     def __init__(self, epochs: int = 3, num_minibatches: int = 8, clip_epsilon: float = 0.1) -> None:
@@ -92,7 +106,10 @@ class PPO(Algorithm):
         self.clip_epsilon = clip_epsilon
 
     def minibatches(self, student: nn.Module, rollout: TensorDict, estimate: Estimate) -> Iterator[Minibatch]:
-        """Yields ``epochs * num_minibatches`` random parts; advantages and targets stay those of the first forward."""
+        """Yield ``epochs * num_minibatches`` random minibatches.
+
+        The advantages and targets of all of them come from one forward before the first update.
+        """
         with torch.no_grad():
             _, value, next_value = joint_forward(student, rollout)
         advantage, target = (x.flatten() for x in estimate(value, next_value))
@@ -113,7 +130,7 @@ class PPO(Algorithm):
                 )
 
     def check(self, student: nn.Module, num_envs: int, rollout_length: int) -> None:
-        """See :class:`Algorithm`."""
+        """Check that a rollout can be divided into ``num_minibatches``; see :class:`Algorithm`."""
         units = len(_units(student, num_envs, rollout_length))
         if self.num_minibatches > units:
             raise SettingError(
@@ -122,30 +139,33 @@ class PPO(Algorithm):
             )
 
     def _shuffled(self, student: nn.Module, rollout: TensorDict) -> tuple[Tensor, ...]:
-        """Rows of each minibatch."""
+        """Divide the rollout at random, and return the rows of each minibatch."""
         self.check(student, *rollout.shape)
         units = _units(student, *rollout.shape).to(rollout["action"].device)
         order = torch.randperm(len(units), device=units.device)
         return tuple(units[part].flatten() for part in order.tensor_split(self.num_minibatches))
 
     def policy_loss(self, batch: Minibatch) -> Tensor:
-        """The clipped objective."""
+        """Compute the clipped objective, negated."""
         return losses.ppo_policy_loss(
             batch.logits, batch.action, batch.log_prob_acted, batch.advantage, self.clip_epsilon
         )
 
 
 def _units(student: nn.Module, num_envs: int, rollout_length: int) -> Tensor:
-    """Rows that stay together in minibatches, ``[units, rows]``: a time step's where it is normalized together."""
+    """Return the groups of rows that stay together in minibatches, int64 ``[units, rows]``.
+
+    A group is a time step if the student normalizes by time step, otherwise a single row.
+    """
     rows = torch.arange(num_envs * rollout_length)
     return rows.view(num_envs, rollout_length).T if normalizes_by_time_step(student) else rows[:, None]
 
 
 def joint_forward(network: nn.Module, rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and values of a rollout, and the values that follow, in one forward.
+    """Compute the logits and values of a rollout, and the values of the next states, in one forward.
 
-    The T+1 observations are the T that were acted on and the last one's successor; a game that was truncated inside
-    the rollout adds its true last observation, since the next one kept is already of a new game.
+    The T+1 observations are the T that were acted on and the successor of the last one. For a game that was truncated
+    inside the rollout, its true last observation is added, because the next observation acted on belongs to a new game.
 
     Args:
         network: pixels ``[B, ...]`` to (logits ``[B, A]``, values ``[B]``).
@@ -158,7 +178,7 @@ def joint_forward(network: nn.Module, rollout: TensorDict) -> tuple[Tensor, Tens
     following = rollout["next", "pixels"]
     truncated_inside: Tensor = rollout["next", "done"] & ~rollout["next", "terminated"]  # [n, T]
     truncated_inside[:, -1] = False
-    # time-major, since the frames of a time step acted together; then the observations that only values are needed of
+    # time-major, because per-step normalization splits the batch by time step; value-only observations come last
     acted_on = rollout["pixels"].transpose(0, 1).flatten(0, 1)  # [T n, ...]
     with time_steps(network, num_envs, length + 1):
         logits, values = network(torch.cat([acted_on, following[:, -1], following[truncated_inside]]))

@@ -1,4 +1,4 @@
-"""The four distillation modes of Table 2: which of Eq. 6 and 7 a student gets, and whose critic it learns from."""
+"""The four distillation modes of Table 2: which of Eq. 6 and 7 apply, and which critic gives the advantages."""
 
 from typing import Literal
 
@@ -13,13 +13,16 @@ DistillationMode = Literal["none", "actor", "actor+teacher_critic", "actor+criti
 def distillation_terms(
     mode: DistillationMode, batch: Minibatch, teacher_logits: Tensor, teacher_value: Tensor
 ) -> dict[str, Tensor]:
-    """Eq. 6, and Eq. 7 where the critic is distilled too, by name of their coefficient.
+    """Compute Eq. 6, and Eq. 7 if the critic is distilled.
 
     Args:
-        mode: not ``none``.
-        batch: what the student says.
-        teacher_logits: float ``[N, actions]``, of the batch's rows.
-        teacher_value: float ``[N]``, of the batch's rows.
+        mode: any mode but ``none``.
+        batch: minibatch with the student's outputs, N rows.
+        teacher_logits: float ``[N, actions]``, for the minibatch's rows.
+        teacher_value: float ``[N]``, for the minibatch's rows.
+
+    Returns:
+        Scalars by the names of their coefficients.
     """
     terms = {"actor_distillation": losses.actor_distillation_loss(batch.logits, teacher_logits)}
     if mode == "actor+critic":
@@ -28,5 +31,5 @@ def distillation_terms(
 
 
 def trains_critic(mode: DistillationMode) -> bool:
-    """Whether the student has a critic of its own to train (Eq. 5); else the teacher's values take its place."""
+    """Return whether the student's critic is trained (Eq. 5); otherwise the teacher's values are used."""
     return mode != "actor+teacher_critic"

@@ -1,7 +1,7 @@
-"""The paper's losses, one pure function per equation: tensors in, scalar out.
+"""The paper's losses: one pure function per equation, from tensors to a scalar.
 
-The paper writes E[sum over t]; every function here takes the *mean* over all N = steps x environments of a batch, so
-that neither learning rates nor lambda change with the rollout length. Entropy and KL are summed over actions.
+The paper writes E[sum over t]. Every function here takes the *mean* over all N = steps x environments of a batch, so
+learning rates and lambda do not depend on the rollout length. Entropy and KL are summed over actions.
 Symbols: pi(a_t|s_t) is ``softmax(logits)[t, action[t]]``, delta_t the advantage.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def policy_loss(logits: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
-    """Eq. 3: L_policy = E[-delta_t log pi(a_t|s_t)], delta_t not differentiated.
+    """Compute Eq. 3: L_policy = E[-delta_t log pi(a_t|s_t)], delta_t not differentiated.
 
     Args:
         logits: float ``[N, actions]``.
@@ -22,17 +22,17 @@ def policy_loss(logits: Tensor, action: Tensor, advantage: Tensor) -> Tensor:
 
 
 def value_loss(value: Tensor, value_target: Tensor) -> Tensor:
-    """Eq. 5: L_value = E[1/2 (r_t + gamma V(s_t+1) - V(s_t))^2], the target not differentiated.
+    """Compute Eq. 5: L_value = E[1/2 (r_t + gamma V(s_t+1) - V(s_t))^2], the target not differentiated.
 
     Args:
         value: float ``[N]``, V(s_t).
-        value_target: float ``[N]``, r_t + gamma V(s_t+1) or the chosen estimator's return.
+        value_target: float ``[N]``, r_t + gamma V(s_t+1) or the return of the configured estimator.
     """
     return 0.5 * (value_target.detach() - value).square().mean()
 
 
 def entropy_loss(logits: Tensor) -> Tensor:
-    """L_entropy = E[sum_a pi log pi] (Sec. 4.1): a negative entropy, in nats.
+    """Compute L_entropy = E[sum_a pi log pi] (Sec. 4.1): a negative entropy, in nats.
 
     Args:
         logits: float ``[N, actions]``.
@@ -42,7 +42,7 @@ def entropy_loss(logits: Tensor) -> Tensor:
 
 
 def actor_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Eq. 6: L_actor_distill = E[KL(pi_teacher || pi_student)], in nats; the teacher is not differentiated.
+    """Compute Eq. 6: L_actor_distill = E[KL(pi_teacher || pi_student)], in nats; the teacher is not differentiated.
 
     Args:
         student_logits: float ``[N, actions]``.
@@ -54,7 +54,7 @@ def actor_distillation_loss(student_logits: Tensor, teacher_logits: Tensor) -> T
 
 
 def critic_distillation_loss(student_value: Tensor, teacher_value: Tensor) -> Tensor:
-    """Eq. 7: L_critic_distill = E[1/2 (V_student(s_t) - V_teacher(s_t))^2]; the teacher is not differentiated.
+    """Compute Eq. 7: L_critic_distill = E[1/2 (V_student(s_t) - V_teacher(s_t))^2]; the teacher is not differentiated.
 
     Args:
         student_value: float ``[N]``.
@@ -64,11 +64,13 @@ def critic_distillation_loss(student_value: Tensor, teacher_value: Tensor) -> Te
 
 
 def total_loss(terms: dict[str, Tensor], coefficients: dict[str, float]) -> Tensor:
-    """Eq. 8: L_total = L_policy + L_value + alpha_1 L_entropy + alpha_2 L_actor_distill + alpha_3 L_critic_distill.
+    """Compute L_total (Eq. 8).
+
+    L_total = L_policy + L_value + alpha_1 L_entropy + alpha_2 L_actor_distill + alpha_3 L_critic_distill.
 
     Args:
         terms: scalars by name.
-        coefficients: a weight for every name in ``terms``.
+        coefficients: a coefficient for every name in ``terms``.
     """
     return torch.stack([coefficients[name] * term for name, term in terms.items()]).sum()
 
@@ -76,12 +78,12 @@ def total_loss(terms: dict[str, Tensor], coefficients: dict[str, float]) -> Tens
 def ppo_policy_loss(
     logits: Tensor, action: Tensor, log_prob_acted: Tensor, advantage: Tensor, clip_epsilon: float
 ) -> Tensor:
-    """PPO's clipped objective (arXiv 1707.06347, Eq. 7), negated: -E[min(r A, clip(r, 1-eps, 1+eps) A)].
+    """Compute PPO's clipped objective (arXiv 1707.06347, Eq. 7), negated: -E[min(r A, clip(r, 1-eps, 1+eps) A)].
 
     Args:
         logits: float ``[N, actions]``.
         action: int64 ``[N]``.
-        log_prob_acted: float ``[N]``, log pi(a_t|s_t) of the policy that acted.
+        log_prob_acted: float ``[N]``, log pi(a_t|s_t) of the acting policy.
         advantage: float ``[N]``.
         clip_epsilon: eps > 0.
     """
@@ -92,5 +94,5 @@ def ppo_policy_loss(
 
 
 def log_prob(logits: Tensor, action: Tensor) -> Tensor:
-    """log pi(a_t|s_t), float ``[N]``, from logits ``[N, actions]`` and actions int64 ``[N]``."""
+    """Compute log pi(a_t|s_t), float ``[N]``, from logits ``[N, actions]`` and actions int64 ``[N]``."""
     return F.log_softmax(logits, dim=-1).gather(-1, action[:, None])[:, 0]

@@ -1,1 +1,1 @@
-"""Games and the rollouts that are collected from them."""
+"""Environments and the collection of rollouts."""

@@ -1,6 +1,6 @@
-"""What must be played again to bring emulators to where they are: their seeds, and the actions and resets since.
+"""Log of seeds, resets and actions from which the state of emulators can be replayed.
 
-Own code, since ale-py's vector environment cannot save its emulators.
+Replay is needed because ale-py's vector environment cannot save its emulators.
 """
 
 from collections import deque
@@ -12,43 +12,48 @@ import numpy as np
 import torch
 
 KEEP_RNG = -1
-"""A seed that leaves an environment's generator where it is (ale-py's own)."""
+"""Seed value that leaves an environment's random generator unchanged (ale-py's convention)."""
 
 
 @dataclass(frozen=True)
 class Reset:
-    """New games in some environments."""
+    """Start of new games in some environments."""
 
     step: int
-    """Steps of the vector environment before it."""
+    """Steps of the vector environment before the reset."""
     mask: np.ndarray
-    """bool ``[n]``, the environments."""
+    """bool ``[n]``, the environments that are reset."""
     seeds: np.ndarray
-    """int64 ``[n]``, :data:`KEEP_RNG` where the generator goes on."""
+    """int64 ``[n]``, :data:`KEEP_RNG` where the generator is not reseeded."""
 
 
 class ActionLog:
-    """Actions and resets of ``n`` environments that step together, back to the oldest seed that is still in force.
+    """Actions and resets of ``n`` environments that step together, back to the oldest seed still in use.
 
     Args:
-        num_envs: n.
+        num_envs: Number of environments ``n``.
     """
 
     def __init__(self, num_envs: int) -> None:
         self.actions: deque[np.ndarray] = deque()  # int32 [n] each
         self.resets: deque[Reset] = deque()
         self.first_step = 0
-        """Steps before the oldest action that is kept."""
+        """Steps before the oldest action in the log."""
         self.seeded_at = np.zeros(num_envs, dtype=np.int64)
-        """Steps before each environment's last seed."""
+        """Steps before each environment's last seed, int64 ``[n]``."""
 
     @property
     def steps(self) -> int:
-        """Steps so far."""
+        """Return the number of steps so far."""
         return self.first_step + len(self.actions)
 
     def reset(self, mask: np.ndarray, seeds: np.ndarray) -> None:
-        """Notes new games, and forgets what happened before the oldest seed."""
+        """Record a reset, and drop all events before the oldest seed still in use.
+
+        Args:
+            mask: bool ``[n]``, the environments that are reset.
+            seeds: int64 ``[n]``, :data:`KEEP_RNG` where the generator is not reseeded.
+        """
         self.resets.append(Reset(self.steps, mask.copy(), seeds.copy()))
         self.seeded_at[mask & (seeds != KEEP_RNG)] = self.steps
         oldest = self.seeded_at.min()
@@ -59,16 +64,19 @@ class ActionLog:
             self.resets.popleft()
 
     def last_seed(self, environment: int) -> int:
-        """Return the seed that an environment was last given."""
+        """Return the last seed of an environment."""
         seeds = (int(r.seeds[environment]) for r in reversed(self.resets) if r.mask[environment])
         return next(seed for seed in seeds if seed != KEEP_RNG)
 
     def step(self, actions: np.ndarray) -> None:
-        """Notes a step's actions, int ``[n]``."""
+        """Record the actions of one step, int ``[n]``."""
         self.actions.append(actions.astype(np.int32))
 
     def events(self) -> Iterator[Reset | np.ndarray]:
-        """Resets and actions in their order; a reset is of the environments that it still matters to."""
+        """Yield resets and actions (int32 ``[n]``) in order.
+
+        The masks of resets leave out environments that were reseeded later.
+        """
         resets = deque(self.resets)
         for step in range(self.first_step, self.steps + 1):
             while resets and resets[0].step == step:
@@ -80,7 +88,7 @@ class ActionLog:
                 yield self.actions[step - self.first_step]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers."""
+        """Return the log as tensors and numbers."""
         num_envs = len(self.seeded_at)
         return {
             "first_step": self.first_step,
@@ -95,10 +103,10 @@ class ActionLog:
 
     @staticmethod
     def from_state_dict(state: dict[str, Any]) -> "ActionLog":
-        """The inverse of :meth:`state_dict`.
+        """Build a log from the result of :meth:`state_dict`.
 
         Raises:
-            ValueError, KeyError, TypeError: it is no such state.
+            ValueError, KeyError, TypeError: If ``state`` is malformed.
         """
         number, num_envs = len(state["reset_steps"]), len(state["seeded_at"])
         for name, dtype, shape in (

@@ -1,4 +1,4 @@
-"""Where rollouts are collected: in the process that learns, or by workers elsewhere. Classes, chosen in YAML."""
+"""Backends for the collection of rollouts, selected by class in YAML: in the training process or by remote workers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """The games of one collector, as plain values that travel to other machines."""
+    """Specification of the games of one collector, in plain values that can be sent to other machines."""
 
     game: str
     num_envs: int
@@ -34,18 +34,18 @@ class EnvSpec:
     timeout_seconds: float
     seed: int
     owner: str
-    """Who plays them, for errors: ``rank 0``."""
+    """Name of the process that plays the games, for error messages: ``rank 0``."""
     affinity_offset: int = -1
-    """Of the emulators' threads, one to a core; -1 leaves them to the system."""
+    """First core of the emulator threads, which are pinned one per core; -1 disables pinning."""
     acts_on_cpu: bool = True
-    """Whether torch's threads act for them, and may be in their way."""
+    """Whether the agent acts on the CPU, where torch's threads compete with the emulators for cores."""
     wrappers: tuple[str | dict[str, Any], ...] = ()
-    """Around each Gymnasium environment."""
+    """Wrappers around each Gymnasium environment, the first one innermost."""
     max_env_steps_per_game: int = MAX_ENV_STEPS_PER_GAME
-    """The cap of Gymnasium environments without a limit of their own."""
+    """Step limit of a game, for Gymnasium environments without a time limit."""
 
     def build(self) -> "GameEnv":
-        """The environments."""
+        """Build the environments."""
         from a2d_lightning.rollouts.envs import make_env  # noqa: PLC0415 (slow to import)
 
         watchdog = Watchdog(f"data.game: an environment of {self.game} ({self.owner})", self.timeout_seconds)
@@ -65,7 +65,12 @@ class EnvSpec:
         )
 
     def split(self, workers: int, threads: int) -> list["EnvSpec"]:
-        """Equal parts for ``workers`` of ``threads`` emulator threads each, with seeds of their own."""
+        """Split the games into equal parts with different seeds.
+
+        Args:
+            workers: Number of parts.
+            threads: Emulator threads of each part.
+        """
         return [
             replace(
                 self,
@@ -80,65 +85,76 @@ class EnvSpec:
 
 
 class RolloutSource(ABC):
-    """Rollouts on demand."""
+    """Source of rollouts, collected on demand."""
 
     @abstractmethod
     def rollout(self) -> TensorDict:
-        """The next rollout ``[num_envs, rollout_length]`` under the agent's weights of now, as TorchRL's collector
-        gives it; its memory may be used again by the next one."""
+        """Collect the next rollout with the agent's current weights.
+
+        Returns:
+            TensorDict ``[num_envs, rollout_length]`` in the layout of
+            :class:`~a2d_lightning.rollouts.collector.RolloutCollector`. The next rollout may overwrite its memory.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Where games and random numbers are, between two rollouts: plain values for a checkpoint."""
+        """Return the state of games and random generators between two rollouts, as plain values for a checkpoint."""
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Ends the emulators."""
+        """Close the emulators."""
 
 
 class CollectionBackend(ABC):
-    """A way to collect."""
+    """Settings of a way to collect rollouts."""
 
     @abstractmethod
     def check(self, num_envs: int) -> None:
-        """Raises a SettingError where ``num_envs`` environments cannot be played in this way."""
+        """Check that this backend can play ``num_envs`` environments.
+
+        Raises:
+            SettingError: If the backend cannot.
+        """
 
     @abstractmethod
     def start(
         self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> RolloutSource:
-        """Builds the environments around ``agent``, which is on ``device``.
+        """Build the environments and start the collection.
 
         Args:
-            games: all environments of this process.
-            agent: pixels to (logits, values); always the current weights.
-            rollout_length: T.
-            device: of the rollouts.
-            state: of :meth:`RolloutSource.state`, to go on there; empty to begin.
+            games: All environments of this process.
+            agent: Network from pixels to (logits, values), on ``device``. Later updates of its weights take effect.
+            rollout_length: Environment steps T of a rollout.
+            device: Device of the agent and the rollouts.
+            state: Result of :meth:`RolloutSource.state` to resume from; empty to start new games.
+
+        Returns:
+            The source of rollouts.
 
         Raises:
-            SettingError: ``state`` is no such state.
+            SettingError: If ``state`` cannot be restored.
         """
 
     @abstractmethod
     def description(self) -> str:
-        """What must stay the same for a ``state`` to fit."""
+        """Return the settings that must be equal for a ``state`` to be restored."""
 
 
 class LocalCollection(CollectionBackend):
-    """In the process that learns; its environments share one vector environment."""
+    """Collection in the training process, whose environments share one vector environment."""
 
     def check(self, num_envs: int) -> None:
-        """Any number will do."""
+        """Accept any number of environments."""
 
     def start(
         self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> RolloutSource:
-        """See :class:`CollectionBackend`."""
+        """Build the environments and start the collection; see :class:`CollectionBackend`."""
         return _LocalSource(games, agent, rollout_length, device, state)
 
     def description(self) -> str:
-        """See :class:`CollectionBackend`."""
+        """Return the backend's name."""
         return "LocalCollection"
 
 
@@ -162,7 +178,7 @@ class _LocalSource(RolloutSource):
             policy_device=device,
             env_device="cpu",
             storing_device=device,
-            # on a GPU the collector would yield inside its side stream
+            # on a GPU, True makes TorchRL yield inside a side stream
             return_same_td=device.type == "cpu",
             trust_policy=True,
             auto_register_policy_transforms=False,
@@ -185,10 +201,10 @@ class _LocalSource(RolloutSource):
 
 @contextmanager
 def restoring() -> Iterator[None]:
-    """Inside, what goes wrong is the fault of a checkpoint's content.
+    """Convert errors of the enclosed code, which restores a checkpoint, to a SettingError.
 
     Raises:
-        SettingError: says so.
+        SettingError: If the content of the checkpoint cannot be restored.
     """
     try:
         yield
@@ -200,5 +216,5 @@ def restoring() -> Iterator[None]:
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed of its own for each tuple of non-negative numbers."""
+    """Derive a 32-bit seed from a tuple of non-negative integers (NumPy's SeedSequence)."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint32)[0])

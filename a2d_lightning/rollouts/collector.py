@@ -1,4 +1,4 @@
-"""TorchRL's collector with its loop written for games on this machine's CPU."""
+"""TorchRL collector with a collection loop for games on the local CPU."""
 
 from typing import Any
 
@@ -13,39 +13,47 @@ from a2d_lightning.runtime.errors import NonFiniteError
 
 
 class RolloutCollector(Collector):
-    """Collects as :class:`torchrl.collectors.Collector` does, from a :class:`GameEnv` by a :class:`SamplingPolicy`.
+    """Collector of rollouts from a :class:`GameEnv` with a :class:`SamplingPolicy`.
 
-    Own code, since TorchRL's loop takes a third of the emulators' time again (benchmarks/README.md): its frames are
-    copied into a rollout once, each to its place, and nothing but arrays is made a step.
+    The loop replaces that of :class:`torchrl.collectors.Collector`, which costs a third of the emulation time. Each
+    frame is copied into the rollout once, and a step creates arrays only.
 
-    A rollout is a TensorDict ``[n, T]`` with ``pixels``, ``action``, ``log_prob`` and ``next`` (:class:`StepResult`'s
-    fields and ``done``; all but pixels ``[n, T, 1]``). Its pixels and those of ``next`` share memory, which the next
-    rollout uses again.
+    A rollout is a TensorDict ``[n, T]``:
+
+    - ``pixels`` uint8 ``[n, T, *frame_shape]``, ``action`` int64 ``[n, T]``, ``log_prob`` float32 ``[n, T]``
+    - ``next``: ``pixels`` as above; the other fields of :class:`StepResult` and ``done``, each ``[n, T, 1]``
+
+    Both ``pixels`` are views of one buffer, which the next rollout overwrites; those of ``next`` are a copy if a game
+    ended before the last step.
 
     Args:
-        arguments, settings: the collector's.
+        arguments, settings: Passed to :class:`torchrl.collectors.Collector`.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, track_traj_ids=False, use_buffers=False, **settings)
         device = self.storing_device or torch.device("cpu")
         shape = (self.frames_per_batch + 1, *self._carrier["pixels"].shape)
-        # a slot of its own for each step, since a GPU copies from pinned memory while the games go on
+        # one slot per step: a GPU copies from pinned memory while the games continue
         self._host_frames = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")  # [T+1, n, ...]
         on_cpu = device.type == "cpu"
         self._device_frames = self._host_frames if on_cpu else torch.empty(shape, dtype=torch.uint8, device=device)
 
     @torch.no_grad()
     def rollout(self) -> TensorDict:
-        """The next rollout, see the class."""
+        """Collect the next rollout; the class describes its fields.
+
+        Raises:
+            NonFiniteError: If the policy's logits are not finite.
+        """
         pixels: np.ndarray = self._carrier["pixels"].numpy()
         frames = self._host_frames.numpy()
-        np.copyto(frames[0], pixels)  # torch's copy would leave its threads spinning beside the emulators
+        np.copyto(frames[0], pixels)  # a torch copy would leave OpenMP threads spinning while the emulators run
         decisions: list[StepResult] = []
         actions: list[Tensor] = []
-        # drawn at once and judged at once: between two steps every call finds the emulators' data in its cache
+        # noise is drawn before the loop and logits are checked after it: calls between two steps run on cold caches
         noise = self.policy.noise(self.frames_per_batch, len(pixels), self.env.num_actions)
-        logits = torch.empty_like(noise)  # [T, n, actions]; a copy, since a CUDA graph overwrites its outputs
+        logits = torch.empty_like(noise)  # [T, n, actions]; a copy: a CUDA graph overwrites its outputs
         for step in range(self.frames_per_batch):
             logits[step] = self.policy.logits(self._shown(step))
             actions.append((logits[step] + noise[step]).argmax(-1))  # [n]
@@ -53,7 +61,7 @@ class RolloutCollector(Collector):
             pixels, done = decisions[-1].pixels, decisions[-1].done
             if done.any():
                 pixels = self.env.reset_games(done)
-                if step + 1 < self.frames_per_batch:  # the last slot is for what the last decision led to
+                if step + 1 < self.frames_per_batch:  # the last slot keeps the result of the last decision
                     np.copyto(frames[step + 1], pixels)
         self._carrier["pixels"] = torch.from_numpy(pixels)
         self._shown(self.frames_per_batch)
@@ -80,13 +88,13 @@ class RolloutCollector(Collector):
         )
 
     def _shown(self, step: int) -> Tensor:
-        """A slot's frames on the agent's device, uint8 ``[n, stack, size, size]``."""
+        """Return the frames of a step on the agent's device, uint8 ``[n, *frame_shape]``; on a GPU, copy them there."""
         if self._device_frames is not self._host_frames:
             self._device_frames[step].copy_(self._host_frames[step], non_blocking=True)
         return self._device_frames[step]
 
     def _following(self, decisions: list[StepResult]) -> Tensor:
-        """What each step led to, ``[n, T, ...]``: the frames of the next one, unless a game ended between them."""
+        """Return the frames after each step, uint8 ``[n, T, *frame_shape]``; the last frames of games that ended."""
         following = self._device_frames[1:].transpose(0, 1)
         ends = [(step, each) for step, each in enumerate(decisions[:-1]) if each.done.any()]
         if ends:

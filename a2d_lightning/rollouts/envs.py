@@ -1,9 +1,9 @@
-"""Games as one TorchRL environment of batch ``[n]``, stepped by a vector environment (ale-py's C++ one for Atari).
+"""TorchRL environment of batch ``[n]`` around a vector environment of ``n`` games (ale-py's C++ one for Atari).
 
-The state of an Atari environment is (seed, actions and resets since), so that a run can be replayed. A seeded reset
-loads the game anew and takes twenty times as long as one that only goes on, so that an environment gets a new seed,
-drawn from ``(seed, environment, number of the draw)``, with the first game that begins
-:data:`ATARI_DECISIONS_PER_SEED` decisions after the last.
+A checkpoint stores the state of an environment as its last seed and the actions and resets since, which are replayed on
+resume. Seeds are drawn from ``(seed, environment, number of the draw)``. A seeded reset of an Atari game reloads it and
+takes twenty times as long as an unseeded one. An environment therefore gets a new seed only at the first reset that is
+at least :data:`ATARI_DECISIONS_PER_SEED` decisions after the last seed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,45 +28,44 @@ from a2d_lightning.runtime.signals import INTERRUPTION
 from a2d_lightning.runtime.watchdog import Watchdog
 
 ATARI_FRAMES_PER_GAME = 108_000
-"""30 minutes at 60 frames a second, the usual cap; a game that reaches it is truncated, not terminated."""
+"""Usual limit of 30 minutes at 60 frames per second; a game that reaches the limit is truncated, not terminated."""
 
 ATARI_DECISIONS_PER_SEED = 4_000
-"""So seeded resets cost a few percent of the emulation, and what must be replayed of an environment takes seconds."""
-
+"""Decisions between two seeds (Atari): seeded resets cost a few percent of emulation time, a replay takes seconds."""
 
 GYMNASIUM_DECISIONS_PER_SEED = 500
-"""A seeded reset of a cheap game takes as long as 30 of its steps, and this many are replayed in seconds."""
+"""Decisions between two seeds (Gymnasium): a seeded reset takes as long as 30 steps of a cheap game."""
 
 ATARI_IMAGE = (210, 160)
-"""Height and width of the emulator's own image, pixels."""
+"""Height and width of the emulator's image, pixels."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one decision of ``n`` games led to."""
+    """Result of one decision in each of ``n`` games."""
 
     pixels: np.ndarray
-    """uint8 ``[n, *frame_shape]``; where a game ended, its true last observation."""
+    """uint8 ``[n, *frame_shape]``; the last observation of a game where it ended."""
     reward: np.ndarray
-    """float32 ``[n]``, raw."""
+    """float32 ``[n]``, not clipped."""
     game_score: np.ndarray
-    """float32 ``[n]``, the sum of raw rewards since the game began; where it ended, the game's score."""
+    """float32 ``[n]``, sum of raw rewards since the game began; the final score where the game ended."""
     life_lost: np.ndarray
-    """bool ``[n]``."""
+    """bool ``[n]``, whether the number of lives decreased."""
     terminated: np.ndarray
-    """bool ``[n]``, of the game."""
+    """bool ``[n]``, whether the game ended by its rules."""
     truncated: np.ndarray
-    """bool ``[n]``, of the game."""
+    """bool ``[n]``, whether the game was cut off, usually by a time limit."""
 
     @property
     def done(self) -> np.ndarray:
-        """Where a game is over, bool ``[n]``."""
+        """Return whether each game is over, bool ``[n]``."""
         return self.terminated | self.truncated
 
 
 @dataclass
 class _Now:
-    """State of ``n`` games. Apart from the environment, whose base class takes 10 microseconds to set an attribute."""
+    """State of ``n`` games, kept outside the environment: EnvBase takes 10 microseconds to set an attribute."""
 
     pixels: np.ndarray
     game_score: np.ndarray
@@ -76,17 +75,17 @@ class _Now:
 
 
 class GameEnv(EnvBase):
-    """``n`` games side by side: :meth:`begin` and :meth:`play` on arrays, and the same as a TorchRL environment.
+    """TorchRL environment of ``n`` parallel games, with the array interface :meth:`reset_games` and :meth:`step_games`.
 
-    As such it reads ``action`` int64 ``[n]`` and writes :class:`StepResult`'s fields and ``done``, all but pixels
-    ``[n, 1]``. A reset reads ``_reset`` (which environments).
+    The TorchRL interface reads ``action`` int64 ``[n]`` and writes the fields of :class:`StepResult` and ``done``, all
+    but pixels with shape ``[n, 1]``. A reset reads the mask ``_reset`` of the environments to reset.
 
     Args:
-        vector: a vector environment with masked resets, made by :func:`atari_vector` or :func:`gymnasium_games`.
-        seed: fixes the seeds of all games to come.
-        decisions_per_seed: a game that begins seeds an environment that has made as many decisions since its last seed.
-        watchdog: ends the process when an emulator hangs.
-        parked: makes room for the emulators while they work.
+        vector: Vector environment with masked resets, built by :func:`atari_vector` or :func:`gymnasium_games`.
+        seed: Seed from which the seeds of all games are drawn.
+        decisions_per_seed: Minimum number of decisions between two seeds of an environment.
+        watchdog: Terminates the process if an emulator hangs.
+        parked: Puts torch's waiting threads to sleep while the emulators run.
     """
 
     batch_locked = True
@@ -132,14 +131,18 @@ class GameEnv(EnvBase):
         self._now.decisions_since_seed = np.full(self.batch_size[0], np.inf)
 
     def reset_games(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> np.ndarray:
-        """Begins new games.
+        """Start new games.
 
         Args:
-            mask: bool ``[n]``, where.
-            seeds: int64 ``[n]``, of these games; if absent, drawn where they are due.
+            mask: bool ``[n]``, the environments to reset.
+            seeds: int64 ``[n]``; :data:`~a2d_lightning.rollouts.action_log.KEEP_RNG` keeps an environment's generator.
+                If absent, seeds are drawn for environments that are due.
 
         Returns:
-            what all games show now, uint8 ``[n, *frame_shape]``.
+            Observations of all games, uint8 ``[n, *frame_shape]``.
+
+        Raises:
+            RunFailedError: If an environment fails.
         """
         now = self._now
         if seeds is None:
@@ -151,7 +154,7 @@ class GameEnv(EnvBase):
         now.decisions_since_seed[mask & (seeds != KEEP_RNG)] = 0
         with self.parked or nullcontext(), self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
-        # of the others a vector environment need not report anything that holds
+        # output for environments that were not reset is unspecified
         now.pixels = now.pixels.copy()
         now.pixels[mask] = pixels[mask]
         now.game_score = np.where(mask, np.float32(0.0), now.game_score)
@@ -160,17 +163,20 @@ class GameEnv(EnvBase):
         return now.pixels
 
     def step_games(self, actions: np.ndarray, frames: np.ndarray | None = None) -> StepResult:
-        """Plays one decision of each game.
+        """Play one decision in each game.
 
         Args:
             actions: int ``[n]``.
-            frames: gets a copy of the decision's pixels.
+            frames: uint8 ``[n, *frame_shape]``, receives a copy of the pixels.
+
+        Returns:
+            Result of the decision.
 
         Raises:
-            ValueError: there is no such action.
-            RunFailedError: an environment failed.
+            ValueError: If an action is out of range.
+            RunFailedError: If an environment fails or returns a reward that is not finite.
         """
-        # an action out of range kills ale-py's worker thread and the next call waits for ever
+        # an action out of range kills ale-py's worker thread, and the next call would block forever
         if actions.min() < 0 or actions.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {actions.tolist()}")
         with self.parked or nullcontext():
@@ -229,7 +235,7 @@ class GameEnv(EnvBase):
 
     @contextmanager
     def _emulating(self) -> Iterator[None]:
-        """An environment that fails or hangs ends the run with a line that names it."""
+        """Convert errors of the environments to a RunFailedError that names the environment; watch for hangs."""
         with self.watchdog or nullcontext():
             try:
                 yield
@@ -239,7 +245,7 @@ class GameEnv(EnvBase):
                 raise RunFailedError(f"{self._what} failed: {type(error).__name__}: {error}") from error
 
     def _refuse(self, rewards: np.ndarray) -> NoReturn:
-        """End the run: sign(NaN) is 0, and a mean that leaves such games out is no score."""
+        """Raise a RunFailedError: clipping would hide a NaN (the sign is 0), a mean without such games is biased."""
         i = int(np.flatnonzero(~np.isfinite(rewards))[0])
         raise RunFailedError(
             f"{self._what} gave the reward {rewards[i]} in environment {i}, {self._now.decisions_since_seed[i]:.0f} "
@@ -251,27 +257,31 @@ class GameEnv(EnvBase):
         return self.watchdog.what if self.watchdog is not None else "an environment"
 
     def game_state(self) -> dict[str, Any]:
-        """Where the games are, as tensors, numbers and strings: what :meth:`restore_games` plays again."""
+        """Return the state of the games for :meth:`restore_games`, as tensors, numbers and strings."""
         return {
             "journal": self.action_log.state_dict(),
             "seed_streams": [stream.bit_generator.state for stream in self._seed_streams],
         }
 
     def restore_games(self, state: dict[str, Any]) -> None:
-        """Brings the games to where another environment of the same settings was; the next reset begins there.
+        """Restore the games of an environment with the same settings by replaying its log.
+
+        The next full reset returns the restored games instead of new ones.
 
         Args:
-            state: of :meth:`game_state`. Its actions are played again: seconds for each thousand steps.
+            state: Result of :meth:`game_state`. The replay takes seconds per thousand steps.
 
         Raises:
-            ValueError, KeyError, TypeError: it is no such state.
+            ValueError, KeyError, TypeError: If ``state`` is malformed.
+            RunFailedError: If an environment fails.
+            Interrupted: If the process received a stop signal.
         """
         played = ActionLog.from_state_dict(state["journal"])
         if len(played.seeded_at) != self.batch_size[0]:
             raise ValueError(f"they are {len(played.seeded_at)} games, not {self.batch_size[0]}")
         self.action_log = ActionLog(self.batch_size[0])
         self.action_log.first_step = played.first_step
-        if isinstance(self.vector, AtariVectorEnv):  # ale-py needs a full reset before a masked one
+        if isinstance(self.vector, AtariVectorEnv):  # ale-py requires a full reset before a masked one
             everything = np.ones(self.batch_size[0], dtype=np.bool_)
             _masked_reset(self.vector, np.full(self.batch_size[0], KEEP_RNG), everything)
         for event in played.events():
@@ -286,7 +296,7 @@ class GameEnv(EnvBase):
             stream.bit_generator.state = saved
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Ends the emulators."""
+        """Close the emulators."""
         if not self.is_closed:
             if self.watchdog is not None:
                 self.watchdog.close()
@@ -310,20 +320,21 @@ def make_env(
     """Build ``num_envs`` games of ``game``.
 
     Args:
-        game: an Atari name, or ``Id`` or ``module:Id`` of any Gymnasium environment with images and discrete actions.
-        num_envs: games.
-        frames: preprocessing of images.
-        seed: fixes the seeds of all games to come.
-        num_threads: emulator threads (Atari).
-        noop_max: null operations at a game's start, 0 to ``noop_max - 1`` (Atari).
-        affinity_offset: of the emulator threads' cores; -1 leaves them to the system.
-        watchdog: ends the process when an emulator hangs.
-        parked: makes room for the emulators while they work.
-        wrappers: around each Gymnasium environment, the first one innermost.
-        max_env_steps_per_game: the cap of Gymnasium environments without a limit of their own.
+        game: Atari name, or ``Id`` or ``module:Id`` of any Gymnasium environment with images and discrete actions.
+        num_envs: Number of games.
+        frames: Preprocessing of images.
+        seed: Seed from which the seeds of all games are drawn.
+        num_threads: Emulator threads (Atari only).
+        noop_max: No-op actions at the start of a game are drawn from 0 to ``noop_max - 1`` (Atari only).
+        affinity_offset: First core of the emulator threads, pinned one per core; -1 disables pinning (Atari only).
+        watchdog: Terminates the process if an emulator hangs.
+        parked: Puts torch's waiting threads to sleep while the emulators run (Atari only).
+        wrappers: Wrappers around each Gymnasium environment, the first one innermost (not for Atari).
+        max_env_steps_per_game: Step limit of a game, for Gymnasium environments without a time limit.
 
     Raises:
-        SettingError: an unknown game, or an environment without images or discrete actions.
+        SettingError: If the game is unknown, the environment has no images or no discrete actions, or wrappers are
+            given for an Atari game.
     """
     if is_gymnasium_id(game):
         games = gymnasium_games(game, num_envs, frames, wrappers, max_env_steps_per_game)
@@ -335,7 +346,7 @@ def make_env(
 
 
 class ColorAtari(AtariVectorEnv):
-    """ale-py's vector environment with observations ``[n, stack * 3, h, w]``."""
+    """Vector environment of ale-py with RGB observations uint8 ``[n, stack * 3, h, w]``."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -343,7 +354,7 @@ class ColorAtari(AtariVectorEnv):
         self.single_observation_space = gymnasium.spaces.Box(0, 255, (stack * colors, height, width), np.uint8)
 
     def reset(self, **settings: Any) -> tuple[Any, dict[str, Any]]:
-        """Begin new games."""
+        """Start new games."""
         pixels, info = super().reset(**settings)
         return self._channels_first(cast(np.ndarray, pixels)), info
 
@@ -359,12 +370,23 @@ class ColorAtari(AtariVectorEnv):
 def atari_vector(
     game: str, num_envs: int, frames: FrameSettings, num_threads: int, noop_max: int, affinity_offset: int = -1
 ) -> AtariVectorEnv:
-    """ale-py's C++ vector environment with the usual preprocessing: skip, max of two frames, gray, null-op starts.
+    """Build ale-py's C++ vector environment with the usual preprocessing.
 
-    Its threads stay on the cores from ``affinity_offset`` on, one each; where the system sees fit if that is -1.
+    Preprocessing is frame skip, maximum of two frames, grayscale and no-op starts.
 
-    A lost life neither resets the game nor ends it here (ale-py's ``episodic_life`` would reset it, and
-    ``life_loss_info`` marks it as its end); :class:`GameEnv` reports it from the drop in lives.
+    A lost life neither resets nor ends the game: ale-py's ``episodic_life`` (resets) and ``life_loss_info`` (reports an
+    end) are off. :class:`GameEnv` derives lost lives from the drop in lives.
+
+    Args:
+        game: Atari name.
+        num_envs: Number of games.
+        frames: Preprocessing of images.
+        num_threads: Emulator threads.
+        noop_max: No-op actions at the start of a game are drawn from 0 to ``noop_max - 1``.
+        affinity_offset: First core of the threads, pinned one per core; -1 disables pinning.
+
+    Raises:
+        SettingError: If the game is unknown, or ``frames`` sets ``channels`` or ``image_key``.
     """
     if frames.channels is not None or frames.image_key is not None:
         raise SettingError("data.frames: Atari games have one image; leave channels and image_key out.")
@@ -389,13 +411,13 @@ def atari_vector(
 
 
 def _column(values: np.ndarray) -> torch.Tensor:
-    """``[n]`` to ``[n, 1]``, as TorchRL has it."""
+    """Reshape ``[n]`` to TorchRL's ``[n, 1]``."""
     return torch.from_numpy(values)[:, None]
 
 
 def _masked_reset(vector: gymnasium.vector.VectorEnv, seeds: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, dict]:
     options = {"reset_mask": mask}
     if isinstance(vector, AtariVectorEnv):
-        # ale-py asks for the seeds of the masked environments only, and for a full reset without a mask at first
+        # ale-py takes seeds of masked environments only, and the first reset must be full and without a mask
         return vector.reset(seed=seeds[mask]) if mask.all() else vector.reset(seed=seeds[mask], options=options)
     return vector.reset(seed=seeds, options=options)  # type: ignore[arg-type]

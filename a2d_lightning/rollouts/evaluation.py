@@ -1,4 +1,4 @@
-"""Scores of full, unclipped games: every game of a fixed list is played to its end."""
+"""Evaluation of agents: unclipped scores of full games from a fixed list of seeds."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,23 +13,27 @@ if TYPE_CHECKING:
     from a2d_lightning.rollouts.envs import GameEnv
 
 Act = Callable[[Tensor], Tensor]
-"""pixels uint8 ``[B, stack, h, w]`` to actions int64 ``[B]``."""
+"""Policy: pixels uint8 ``[B, *frame_shape]`` to actions int64 ``[B]``."""
 
 
 @torch.no_grad()
 def play_games(env: "GameEnv", act: Act, game_seeds: Tensor) -> Tensor:
-    """Plays one full game for each seed and returns the raw scores, float ``[n]``.
+    """Play one full game per seed and return the raw scores.
 
-    One environment a game: taking the first games to finish would favour short ones. Environments that are done play
-    on unseen, without asking ``act``.
+    Each environment plays one game that counts: taking the first games to finish would favour short games. An
+    environment that has finished its game continues with action 0 until all have finished.
 
     Args:
         env: ``n`` environments.
-        act: the policy.
+        act: Policy.
         game_seeds: int64 ``[n]``.
 
+    Returns:
+        Scores, float32 ``[n]``.
+
     Raises:
-        Interrupted: the process was asked to stop.
+        Interrupted: If the process received a stop signal.
+        RunFailedError: If an environment fails.
     """
     num_envs = env.batch_size[0]
     pixels = env.reset_games(np.ones(num_envs, dtype=np.bool_), game_seeds.numpy())
@@ -48,12 +52,15 @@ def play_games(env: "GameEnv", act: Act, game_seeds: Tensor) -> Tensor:
 
 
 def confidence_interval(scores: Tensor, level: float = 0.95, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean score; the two ends are equal for one game.
+    """Compute a percentile bootstrap interval of the mean score.
 
     Args:
         scores: float ``[n]``.
-        level: coverage.
-        resamples: bootstrap samples, drawn with a fixed seed.
+        level: Coverage, between 0 and 1.
+        resamples: Number of bootstrap samples, drawn with a fixed seed.
+
+    Returns:
+        Lower and upper end; equal if ``n`` is 1.
     """
     values = scores.double().cpu().numpy()
     draws = np.random.default_rng(0).choice(values, size=(resamples, values.size)).mean(axis=1)

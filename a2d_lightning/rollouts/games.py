@@ -1,4 +1,4 @@
-"""Games by name, what a person writes and what ale-py calls it, and how their pictures become observations."""
+"""Names of games, in the spellings of users, ale-py and Gymnasium, and the preprocessing settings of their frames."""
 
 import difflib
 import functools
@@ -14,44 +14,46 @@ from ale_py import roms
 from a2d_lightning.runtime.errors import SettingError
 
 MAX_ENV_STEPS_PER_GAME = 27_000
-"""Atari's cap of 108,000 frames in decisions of four, for games of others without a limit."""
+"""Step limit of Gymnasium games without a time limit: Atari's 108,000 frames at a frame skip of 4."""
 
 
 @dataclass(frozen=True)
 class FrameSettings:
     """Preprocessing of images to observations ``uint8 [stack * channels, height, width]``.
 
-    ``gray: false`` keeps all channels, ``size: null`` the image's height and width, ``skip: 1`` every step and
-    ``stack: 1`` the newest frame alone.
+    ``gray: false`` keeps all channels, ``size: null`` keeps the image's height and width, ``skip: 1`` acts at every
+    step, and ``stack: 1`` observes only the newest frame.
     """
 
     size: int | None = 84
-    """Height and width, pixels."""
+    """Height and width of a frame, pixels."""
     stack: int = 4
-    """Frames in an observation, the newest one last."""
+    """Number of frames in an observation, the newest one last."""
     skip: int = 4
-    """Steps of the emulator in a decision, all with one action."""
+    """Frame skip: emulator steps per decision, which repeat its action."""
     sticky_action_probability: float = 0.0
     """Probability that the emulator repeats the last action (Atari only)."""
     gray: bool = True
-    """Replace red, green and blue by their luminance."""
+    """Convert RGB to luminance."""
     channels: Literal["first", "last"] | None = None
-    """Where images ``[c, h, w]`` or ``[h, w, c]`` have their channels; if absent, by their shape (not for Atari)."""
+    """Position of the channels, ``[c, h, w]`` or ``[h, w, c]``; if absent, inferred from the shape (not for Atari)."""
     image_key: str | None = None
-    """The image's name in a Dict of observations; not needed for the only image (not for Atari)."""
+    """Key of the image in a Dict observation; only needed if there are several images (not for Atari)."""
 
 
 @functools.cache
 def atari_games() -> tuple[str, ...]:
-    """Every game that ale-py ships, in its own spelling (``space_invaders``)."""
+    """Return the names of all games in ale-py, in ale-py's spelling (``space_invaders``)."""
     return tuple(sorted(roms.get_all_rom_ids()))
 
 
 def atari_rom(game: str) -> str:
-    """The ale-py name of ``game``: ``SpaceInvaders``, ``space_invaders`` and ``ALE/SpaceInvaders-v5`` are one game.
+    """Return the ale-py name of ``game``.
+
+    ``SpaceInvaders``, ``space_invaders`` and ``ALE/SpaceInvaders-v5`` are the same game.
 
     Raises:
-        SettingError: no such game; near matches are named.
+        SettingError: If there is no such game; the message suggests near matches.
     """
     namespace, slash, _ = game.partition("/")
     if slash and namespace != "ALE":
@@ -78,20 +80,21 @@ def atari_rom(game: str) -> str:
 
 @functools.cache
 def import_game(game: str) -> str:
-    """Register the environment that ``game`` names and return its id alone; Atari games are returned as they are.
+    """Register the environment named by ``game`` and return its id; names without a module are returned unchanged.
 
     Args:
-        game: ``Id``, or ``module:Id`` to import the module first. The id's namespace may be the name of an entry point
-            ``gymnasium.envs`` of an installed package, a function that registers environments (as in Gym 0.26).
+        game: ``Id``, or ``module:Id`` to import the module first. If an installed package has an entry point in
+            the group ``gymnasium.envs`` named like the id's namespace (as in Gym 0.26), that function is called to
+            register environments.
 
     Raises:
-        SettingError: the module cannot be imported, or registers no such id.
+        SettingError: If the module or the entry point cannot be loaded, or the module does not register the id.
     """
     module, _, env_id = game.rpartition(":")
     if module:
         try:
             importlib.import_module(module)
-        except Exception as error:  # whatever the user's module does
+        except Exception as error:  # a user's module can raise anything
             raise SettingError(
                 f"data.game: {module!r} of {game!r} cannot be imported ({type(error).__name__}: {error}); correct the "
                 "name or the module."
@@ -112,7 +115,11 @@ def import_game(game: str) -> str:
 
 
 def is_gymnasium_id(game: str) -> bool:
-    """Return whether ``game`` names a Gymnasium environment that is not an Atari game: ``Id`` or ``module:Id``."""
+    """Return whether ``game`` (``Id`` or ``module:Id``) names a Gymnasium environment other than an Atari game.
+
+    Raises:
+        SettingError: See :func:`import_game`.
+    """
     env_id = import_game(game)
     return (
         not env_id.startswith("ALE/")
@@ -122,12 +129,16 @@ def is_gymnasium_id(game: str) -> bool:
 
 
 def canonical_game(game: str) -> str:
-    """One spelling for each game, so that teachers, architectures and runs can be compared."""
+    """Return the spelling of a game by which teachers, architectures and runs are compared.
+
+    Raises:
+        SettingError: If there is no such game.
+    """
     return game if is_gymnasium_id(game) else atari_rom(import_game(game))
 
 
 def without_module(game: str) -> str:
-    """Return the id of ``module:Id`` alone: runs of one game are comparable whichever way it was imported."""
+    """Return the id without the module of ``module:Id``: the module does not change the game."""
     return game.rpartition(":")[2]
 
 

@@ -1,7 +1,7 @@
-"""Step any Gymnasium environments with images side by side.
+"""Vector environment for any Gymnasium environments with images.
 
-Own code: gymnasium's SyncVectorEnv with its wrappers for gray, resized and stacked frames takes several times as long
-as a cheap game itself, and refuses to step games that are over, as replaying a run does.
+It replaces Gymnasium's SyncVectorEnv, which with wrappers for gray, resized and stacked frames takes several times as
+long as a cheap game, and which cannot step finished games, as the replay of a run requires.
 """
 
 import copy
@@ -19,29 +19,29 @@ from a2d_lightning.rollouts.image_format import image_format
 from a2d_lightning.runtime.errors import SettingError
 
 Step = Callable[[Any], tuple[Any, Any, bool, bool, dict[str, Any]]]
-"""An action to observation, reward, terminated, truncated and info, as in Gymnasium."""
+"""Function from an action to observation, reward, terminated, truncated and info, as in Gymnasium."""
 
 WrapperSetting = str | dict[str, Any]
-"""A Gymnasium wrapper: its class path, or a dict of ``class_path`` and ``init_args``."""
+"""Gymnasium wrapper: a class path, or a dict of ``class_path`` and ``init_args``."""
 
-# Environments with continuous actions by default.
+# options of environments whose actions are continuous by default
 _DISCRETE_OPTION: dict[str, dict[str, Any]] = {"CarRacing": {"continuous": False}}
 
 
 class GymnasiumGames(gymnasium.vector.VectorEnv):
-    """``num_envs`` environments with observations uint8 ``[num_envs, stack * channels, h, w]``, the newest frame last.
+    """Vector environment with observations uint8 ``[num_envs, stack * channels, h, w]``, the newest frame last.
 
-    A game that is over stays as it is until its reset: steps leave its observation and give no reward.
+    Steps do not change a finished game: its observation stays the same until the next reset, and its reward is 0.
 
     Args:
-        make: builds one environment.
-        game: the environment's name, for errors.
-        num_envs: environments.
-        frames: conversion of images.
-        max_env_steps_per_game: a game is truncated after as many steps, unless its environment has a limit of its own.
+        make: Builds one environment.
+        game: Name of the environment, for error messages.
+        num_envs: Number of environments.
+        frames: Preprocessing of images.
+        max_env_steps_per_game: Steps after which a game is truncated, unless the environment has a time limit.
 
     Raises:
-        SettingError: the environment has no images or no discrete actions.
+        SettingError: If the environment has no images or no discrete actions.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}
@@ -81,15 +81,18 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
     def reset(  # type: ignore[override]
         self, *, seed: np.ndarray, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin new games.
+        """Start new games.
 
         Args:
             seed: int64 ``[num_envs]``; :data:`~a2d_lightning.rollouts.action_log.KEEP_RNG` keeps an environment's
-                random numbers.
-            options: ``reset_mask``, bool ``[num_envs]``: which environments; all if absent.
+                random generator.
+            options: ``reset_mask``, bool ``[num_envs]``, the environments to reset; all if ``options`` is absent.
 
         Returns:
-            observations and infos of all environments.
+            Observations uint8 ``[num_envs, stack * channels, h, w]`` and infos of all environments.
+
+        Raises:
+            SettingError: If the first image does not match the observation space.
         """
         mask = np.ones(self.num_envs, dtype=np.bool_) if options is None else options["reset_mask"]
         for i in np.flatnonzero(mask).tolist():
@@ -99,7 +102,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
                 self.format.check(self.game, image)
             self._images[i] = image
             if self._lives is not None:
-                self._lives[i] = 0  # until the new game tells its own
+                self._lives[i] = 0  # until the new game reports its lives
             self._note_lives(i, info)
         self._is_checked = True
         self._over[mask] = False
@@ -116,7 +119,8 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
             actions: int ``[num_envs]``, from 0.
 
         Returns:
-            observations, rewards float64, terminated, truncated (False for games that were over) and infos.
+            Observations uint8 ``[num_envs, stack * channels, h, w]``, rewards float64 ``[num_envs]``, terminated and
+            truncated bool ``[num_envs]`` (False for games that were over already), and infos.
         """
         reward, ended, cut = [0.0] * self.num_envs, [False] * self.num_envs, [False] * self.num_envs
         images, step_game, playing = self._images, self._step_game, ~self._over
@@ -125,7 +129,7 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
             images[i], reward[i], ended[i], cut[i], info = step_game[i](env_actions[i])
             if info:
                 self._note_lives(i, info)
-        # these types whatever the environments return; an array as a reward is refused
+        # fixed dtypes, whatever the environments return; fromiter rejects arrays as rewards
         rewards = np.fromiter(reward, np.float64, self.num_envs)
         terminated, truncated = np.array(ended, dtype=np.bool_), np.array(cut, dtype=np.bool_)
         self._steps += 1
@@ -140,10 +144,10 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
         return self._observations.shape[1] // self.channels
 
     def _with_new_frames(self, stepped: np.ndarray) -> np.ndarray:
-        """Return new observations: of games that were stepped, shifted by one frame."""
+        """Return new observations: those of stepped games are shifted by one frame."""
         frames = self.format.frames(self._images)
         if self._num_frames == 1:
-            shifted = frames.copy()  # in C order
+            shifted = frames.copy()  # in C order; frames may be a transposed view
         else:
             shifted = np.concatenate([self._observations[:, self.channels :], frames], axis=1)
         if not stepped.all():
@@ -167,8 +171,8 @@ class GymnasiumGames(gymnasium.vector.VectorEnv):
 
 
 def _step_of(env: gymnasium.Env, key: str | None, skip: int) -> Step:
-    """Return the function that plays one decision and observes the image."""
-    # wrappers that only pass steps on take a tenth of a cheap step each
+    """Return the function that plays one decision and returns the image as observation."""
+    # each wrapper that only forwards steps costs a tenth of a cheap step
     while getattr(env.step, "__func__", None) is gymnasium.Wrapper.step and isinstance(env, gymnasium.Wrapper):
         env = env.env
     step = env.step if key is None else _image_of(env.step, key)
@@ -184,16 +188,17 @@ def _image_of(step: Step, key: str) -> Step:
 
 
 def _skipping(step: Step, skip: int) -> Step:
-    """Repeat each action and observe the maximum of the last two images of this decision.
+    """Repeat each action, and return the maximum of the last two images of the decision.
 
-    Gymnasium's MaxAndSkipObservation shows an image of the decision before where a game ends within a skip.
+    Gymnasium's MaxAndSkipObservation is not used: it returns an image of the previous decision if a game ends within a
+    skip.
     """
 
     def step_skipping(action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         total, shown = 0.0, []
         for _ in range(skip):
             image, reward, terminated, truncated, info = step(action)
-            shown.append(np.array(image))  # a copy: an environment may draw into the same memory
+            shown.append(np.array(image))  # a copy: an environment may reuse the memory
             total += float(reward)
             if terminated or truncated:
                 break
@@ -209,22 +214,29 @@ def gymnasium_games(
     wrappers: Sequence[WrapperSetting],
     max_env_steps_per_game: int,
 ) -> GymnasiumGames:
-    """Build ``num_envs`` environments of a Gymnasium id, each inside the user's wrappers, the first one innermost.
+    """Build a vector environment from a Gymnasium id.
+
+    Args:
+        game: ``Id`` or ``module:Id``.
+        num_envs: Number of environments.
+        frames: Preprocessing of images.
+        wrappers: Wrappers around each environment, the first one innermost.
+        max_env_steps_per_game: Steps after which a game is truncated, unless the environment has a time limit.
 
     Raises:
-        SettingError: the environment or a wrapper cannot be built, or the environment has no images or no discrete
+        SettingError: If the environment or a wrapper cannot be built, or the environment has no images or no discrete
             actions.
     """
     env_id = import_game(game)
     options = _DISCRETE_OPTION.get(env_id.rpartition("-v")[0], {})
     spec = copy.deepcopy(gymnasium.spec(env_id))
-    spec.order_enforce = False  # this class resets before it steps, and the check costs a tenth of a cheap step
+    spec.order_enforce = False  # GymnasiumGames always resets first, and the check costs a tenth of a cheap step
     layers = [_wrapper(setting) for setting in wrappers]
 
     def make() -> gymnasium.Env:
         try:
             env = gymnasium.make(spec, disable_env_checker=True, **options)
-        except Exception as error:  # whatever the environment's constructor raises
+        except Exception as error:  # a constructor can raise anything
             raise SettingError(
                 f"data.game: {game} cannot be made ({type(error).__name__}: {error}); correct the environment or "
                 "choose another."
@@ -255,7 +267,7 @@ def _wrapper(setting: WrapperSetting) -> tuple[str, Callable[[gymnasium.Env], gy
     module, _, name = class_path.rpartition(".")
     try:
         wrapper = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module does
+    except Exception as error:  # a user's module can raise anything
         raise SettingError(
             f"data.wrappers: there is no {class_path} that can be imported ({type(error).__name__}: {error}); write "
             "package.Wrapper."

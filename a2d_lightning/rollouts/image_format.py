@@ -1,4 +1,4 @@
-"""Convert the images of any Gymnasium environment to the networks' ``uint8 [channels, h, w]``."""
+"""Conversion of the images of any Gymnasium environment to frames ``uint8 [channels, h, w]``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from a2d_lightning.rollouts.games import FrameSettings
 from a2d_lightning.runtime.errors import SettingError
 
 GRAY_WEIGHTS = np.array([[0.2125, 0.7154, 0.0721]], dtype=np.float32)
-"""Luminance of red, green and blue, as in gymnasium's GrayscaleObservation."""
+"""Luminance weights of red, green and blue, as in Gymnasium's GrayscaleObservation."""
 
 IMAGE_RANKS = (2, 3)
 
@@ -21,11 +21,11 @@ class ImageFormat:
     """The image in an environment's observations, and its conversion to a frame.
 
     Args:
-        space: the image's own space, of rank 2 or 3.
-        key: the image's name in a Dict of observations; None where the observation is the image.
-        channels_first: whether the image is ``[c, h, w]``; of no meaning for ``[h, w]``.
-        gray: convert three channels to their luminance.
-        size: height and width of the frame, pixels; None keeps the image's.
+        space: Space of the image, of rank 2 or 3.
+        key: Key of the image in a Dict observation; None if the observation is the image.
+        channels_first: Whether the image is ``[c, h, w]``; ignored for ``[h, w]``.
+        gray: Whether to convert three channels to luminance.
+        size: Height and width of the frame, pixels; None keeps those of the image.
     """
 
     space: gymnasium.spaces.Box
@@ -36,7 +36,7 @@ class ImageFormat:
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one frame."""
+        """Return (channels, height, width) of one frame."""
         height, width, channels = self._height_width_channels()
         if self.size is not None:
             height = width = self.size
@@ -51,14 +51,14 @@ class ImageFormat:
         return shape[0], shape[1], shape[2]
 
     def check(self, game: str, image: np.ndarray) -> None:
-        """Compare an image with its space: NumPy would repeat a smaller one, and cut off the fractions of floats.
+        """Compare an image with its space: NumPy would broadcast a smaller image and truncate floats without an error.
 
         Args:
-            game: the environment's name, for errors.
-            image: of the environment.
+            game: Name of the environment, for error messages.
+            image: Image from the environment.
 
         Raises:
-            SettingError: it has another shape, or is of floats in a space of integers or booleans.
+            SettingError: If the shapes differ, or the image has floats and the space integers or booleans.
         """
         shown, space = np.asarray(image), self.space
         if shown.shape != space.shape or (shown.dtype.kind == "f" and np.dtype(space.dtype).kind != "f"):
@@ -71,10 +71,10 @@ class ImageFormat:
         """Convert ``n`` images.
 
         Args:
-            images: ``[n, *space.shape]``, of the space's dtype.
+            images: ``[n, *space.shape]``, dtype of the space.
 
         Returns:
-            uint8 ``[n, channels, height, width]``; may share memory with ``images``.
+            Frames uint8 ``[n, channels, height, width]``; may share memory with ``images``.
         """
         pixels = self._to_bytes(images)
         if pixels.ndim == 1 + min(IMAGE_RANKS):
@@ -100,7 +100,7 @@ class ImageFormat:
             image = cv2.transform(image, GRAY_WEIGHTS)[..., None]
         if self.size is None or image.shape[:2] == (self.size, self.size):
             return image
-        # OpenCV averages areas of at most four channels at once
+        # INTER_AREA supports at most four channels
         parts = [image[..., first : first + 4] for first in range(0, image.shape[-1], 4)]
         resized = [cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_AREA) for part in parts]
         return np.concatenate([part.reshape(self.size, self.size, -1) for part in resized], axis=-1)
@@ -110,12 +110,15 @@ def image_format(game: str, space: gymnasium.Space, settings: FrameSettings) -> 
     """Find the image in an environment's observations.
 
     Args:
-        game: the environment's name, for errors.
-        space: of the environment's observations.
-        settings: what the user asked for.
+        game: Name of the environment, for error messages.
+        space: Observation space of the environment.
+        settings: Preprocessing settings.
+
+    Returns:
+        The image and its conversion.
 
     Raises:
-        SettingError: there is no image, several, or one that the settings do not fit.
+        SettingError: If there is no image, several images without a choice, or an image that does not fit the settings.
     """
     key, image = _find_image(game, space, settings.image_key)
     channels_first = _channels_first(image.shape, settings.channels)
@@ -161,7 +164,7 @@ def _channels_first(shape: tuple[int, ...], channels: str | None) -> bool:
         return False
     if channels is not None:
         return channels == "first"
-    # most images are squares; where that does not decide, there are fewer channels than rows
+    # most images are square; if that is ambiguous, assume fewer channels than rows
     if (shape[0] == shape[1]) != (shape[1] == shape[2]):
         return shape[1] == shape[2]
     return shape[0] < shape[2]
@@ -173,7 +176,7 @@ def _check_values(game: str, image: gymnasium.spaces.Box) -> None:
     low, high = image.low, image.high
     with np.errstate(over="ignore"):
         width = high.astype(np.float32) - low
-    # Gymnasium replaces infinite bounds of integers by the type's own
+    # Gymnasium replaces infinite bounds of integers by the limits of the dtype
     if not (image.is_bounded("both") and np.isfinite(width).all() and (high > low).all()):
         raise SettingError(
             f"data.game: values of {game}'s images lie in [{low.min()}, {high.max()}], which cannot be scaled to "

@@ -1,4 +1,4 @@
-"""A wrapper that makes games of MinAtar (Young and Tian 2019) depend on their seed alone."""
+"""Wrapper that makes MinAtar games (Young and Tian 2019) depend only on their seed."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import gymnasium
 
 
 class ResetStickyAction(gymnasium.Wrapper):
-    """Begin each game with the null action as the last one.
+    """Wrapper that clears MinAtar's last action before each game.
 
     MinAtar's sticky actions repeat the last action with probability 0.1, and its reset keeps the last action of the
-    game before. A game would depend on the one before it, and a resumed run could not replay it.
+    previous game. Without the wrapper, a game would depend on the previous one, and a resumed run could not replay it.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin a game."""
+        """Set the last action to no-op and start a game."""
         self.unwrapped.game.last_action = 0  # type: ignore[attr-defined]
         return super().reset(seed=seed, options=options)

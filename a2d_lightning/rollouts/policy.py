@@ -1,4 +1,4 @@
-"""How an agent acts: the policy that the collector calls, and the one that plays test games."""
+"""Selection of actions during rollout collection and in evaluations."""
 
 from typing import Literal
 
@@ -11,15 +11,15 @@ ActionChoice = Literal["sampled", "greedy"]
 
 
 class SamplingPolicy(TensorDictModuleBase):
-    """Samples actions from an agent's logits: reads ``pixels``, writes ``action``.
+    """Policy that samples actions from an agent's logits: reads ``pixels``, writes ``action``.
 
-    It shares the agent's weights. The random numbers are its own, since the global generator is seeded alike on all
+    It shares the agent's weights. It has a separate random generator because the global one has the same seed on all
     ranks.
 
     Args:
-        agent: pixels to (logits, values).
-        seed: of the random numbers.
-        device: of the agent.
+        agent: Network from pixels to (logits, values).
+        seed: Seed of the random generator.
+        device: Device of the agent.
     """
 
     in_keys = ["pixels"]
@@ -31,24 +31,33 @@ class SamplingPolicy(TensorDictModuleBase):
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def noise(self, *shape: int) -> Tensor:
-        """Gumbel noise ``[*shape]``: the largest of logits and noise is a sample of their softmax."""
+        """Draw Gumbel noise, float32 ``[*shape]``: the argmax of logits plus noise is a sample from their softmax."""
         exponential = torch.empty(shape, device=self.generator.device).exponential_(generator=self.generator)
         return exponential.log_().neg_()
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Of ``pixels`` uint8 ``[n, stack, h, w]``, float32 ``[n, actions]``."""
+        """Compute logits float32 ``[n, actions]`` from ``pixels`` uint8 ``[n, *frame_shape]``."""
         logits: Tensor = self.agent(pixels)[0]
         return logits.float()
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """See the class."""
+        """Sample ``action`` int64 ``[n]`` from ``pixels`` and write it into ``tensordict``."""
         logits = self.logits(tensordict["pixels"])
         tensordict["action"] = (logits + self.noise(*logits.shape)).argmax(-1)
         return tensordict
 
 
 def select_actions(logits: Tensor, choice: ActionChoice, generator: torch.Generator) -> Tensor:
-    """Actions int64 ``[B]`` from logits ``[B, actions]``: sampled, as the policy was trained, or its most likely."""
+    """Select actions from logits.
+
+    Args:
+        logits: ``[B, actions]``.
+        choice: ``sampled`` from the policy, as in training, or ``greedy``, the most likely action.
+        generator: Random generator for ``sampled``.
+
+    Returns:
+        Actions, int64 ``[B]``.
+    """
     if choice == "greedy":
         return logits.argmax(-1)
     return torch.multinomial(logits.float().softmax(-1), 1, generator=generator)[:, 0]

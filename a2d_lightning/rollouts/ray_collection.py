@@ -1,4 +1,4 @@
-"""Rollouts by the workers of a Ray cluster, for more environments than one machine has cores for."""
+"""Collection of rollouts by the workers of a Ray cluster, for more environments than one machine can run."""
 
 import copy
 import functools
@@ -24,16 +24,19 @@ CPU = torch.device("cpu")
 
 
 class RayCollection(CollectionBackend):
-    """By TorchRL's Ray collector: each worker plays an equal part of the environments and acts for them on its CPU.
+    """Collection by TorchRL's Ray collector, where each worker plays an equal part of the environments on CPU.
 
-    On-policy all the same: workers get the weights before each rollout, and the update waits for all of them. Under
-    ``batch`` normalization a worker normalizes by its own games while it acts.
+    Collection is on-policy: workers receive the weights before each rollout, and the update waits for all workers.
+    With ``batch`` normalization, a worker normalizes over its part of the environments while acting.
 
     Args:
-        num_workers: that share ``data.num_envs``, for each process that learns.
-        cpus_per_worker: cores that Ray keeps for a worker; its emulators and its torch use as many threads.
-        address: of the cluster (``host:port``); ``auto``: the one that this machine is part of; ``local``: this
-            machine's cores alone, for the time of the run.
+        num_workers: Number of workers that share ``data.num_envs``, for each training process.
+        cpus_per_worker: Cores that Ray reserves for a worker; its emulators and torch each use as many threads.
+        address: Cluster address: ``host:port``; ``auto`` for the cluster this machine belongs to; ``local`` for a
+            temporary cluster of this machine's cores.
+
+    Raises:
+        SettingError: If Ray is not installed.
     """
 
     def __init__(self, num_workers: PositiveInt, cpus_per_worker: PositiveInt = 1, address: str = "local") -> None:
@@ -44,7 +47,11 @@ class RayCollection(CollectionBackend):
         self.address = address
 
     def check(self, num_envs: int) -> None:
-        """See :class:`CollectionBackend`."""
+        """Check that the workers can share ``num_envs`` equally.
+
+        Raises:
+            SettingError: If ``num_envs`` is not a multiple of ``num_workers``.
+        """
         if num_envs % self.num_workers:
             raise SettingError(
                 f"data.collection.num_workers: {self.num_workers} workers cannot share data.num_envs {num_envs} "
@@ -54,10 +61,11 @@ class RayCollection(CollectionBackend):
     def start(
         self, games: EnvSpec, agent: nn.Module, rollout_length: int, device: torch.device, state: dict[str, Any]
     ) -> RolloutSource:
-        """See :class:`CollectionBackend`.
+        """Start the workers; see :class:`CollectionBackend`.
 
         Raises:
-            SettingError: no such cluster, too few cores in it, or a network whose frames must act together.
+            SettingError: If there is no such cluster, it has too few cores, ``state`` cannot be restored, or the agent
+                has ``per_step`` normalization.
         """
         if normalizes_by_time_step(agent):
             raise SettingError(
@@ -67,17 +75,18 @@ class RayCollection(CollectionBackend):
         return _RaySource(self, games, agent, rollout_length, device, state)
 
     def description(self) -> str:
-        """See :class:`CollectionBackend`."""
+        """Return the backend's name and number of workers."""
         return f"RayCollection of {self.num_workers}"
 
     def connect(self) -> bool:
-        """Connects this process to the cluster.
+        """Connect this process to the cluster.
 
         Returns:
-            whether it was not connected before, and is to be disconnected; that ends a cluster of its own.
+            Whether this call connected the process. The caller must then disconnect it, which also stops a local
+            cluster.
 
         Raises:
-            SettingError: there is none, or it is too small.
+            SettingError: If there is no such cluster, or it has too few cores.
         """
         import ray  # noqa: PLC0415 (optional)
 
@@ -92,7 +101,7 @@ class RayCollection(CollectionBackend):
                     f"data.collection.address: there is no Ray cluster at {self.address!r} "
                     f"({str(error).splitlines()[0]}); start one by 'ray start --head', or say local."
                 ) from error
-            INTERRUPTION.catch_signals_again()  # Ray's own would end the process
+            INTERRUPTION.catch_signals_again()  # Ray's handlers would end the process
         cores = int(ray.cluster_resources().get("CPU", 0))
         if cores < self.num_workers * self.cpus_per_worker:
             if new:
@@ -104,7 +113,7 @@ class RayCollection(CollectionBackend):
         return new
 
     def _check_reachable(self) -> None:
-        """Ray goes on asking for minutes at an address where nobody is."""
+        """Raise an OSError if nothing listens at ``host:port``, where Ray would retry for minutes."""
         host, _, port = self.address.rpartition(":")
         if host and port.isdecimal():
             socket.create_connection((host, int(port)), timeout=10.0).close()
@@ -131,7 +140,7 @@ class _RaySource(RolloutSource):
         parts = games.split(settings.num_workers, settings.cpus_per_worker)
         copied = copy.deepcopy(agent).to(CPU)
         with warnings.catch_warnings():
-            # the weights travel with the request for a rollout: TorchRL's own way sends no channels_last ones
+            # weights are sent with each rollout request: TorchRL's weight sync cannot send channels_last tensors
             warnings.filterwarnings("ignore", message="The policy is not an nn.Module")
             self.collector = RayCollector(
                 [part.build for part in parts],
@@ -151,7 +160,7 @@ class _RaySource(RolloutSource):
                 with restoring():
                     self._all("load_state", [(part,) for part in state["workers"]])
             except BaseException:
-                self.shutdown()  # nobody else will
+                self.shutdown()  # the caller gets no source to shut down
                 raise
 
     def rollout(self) -> TensorDict:
@@ -172,7 +181,16 @@ class _RaySource(RolloutSource):
             ray.shutdown()
 
     def _all(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        """Calls a method of every worker with its own arguments, side by side."""
+        """Call a method of all workers in parallel and return the results.
+
+        Args:
+            method: Name of the method.
+            arguments: Arguments for each worker.
+
+        Raises:
+            RunFailedError: If a worker has died.
+            Exception: Whatever the method raised on a worker.
+        """
         import ray  # noqa: PLC0415 (optional)
 
         workers = self.collector.remote_collectors

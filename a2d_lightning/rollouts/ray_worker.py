@@ -1,4 +1,4 @@
-"""The collector in a process of a Ray cluster."""
+"""Collector that runs in a process of a Ray cluster."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 
 def return_exceptions(method: M) -> M:
-    """Gives back what ``method`` raises: Ray 2.60 ends the process of a collector that lets an error out."""
+    """Return exceptions of ``method`` instead of raising them: an exception ends a collector's process in Ray 2.60."""
 
     @functools.wraps(method)
     def answer(*arguments: Any) -> Any:
@@ -26,15 +26,20 @@ def return_exceptions(method: M) -> M:
 
 
 class Worker(RolloutCollector):
-    """TorchRL's collector in a process of the cluster, with what a run asks of it between rollouts."""
+    """Rollout collector with methods for the training process to call remotely."""
 
     def __repr__(self) -> str:
-        # Ray puts it in front of each line that a worker prints
+        # Ray prefixes each printed line of a worker with this text
         return "a2d_lightning"
 
     @return_exceptions
     def collect(self, weights: dict[str, Any], training: bool) -> TensorDict:
-        """A rollout ``[num_envs, T]`` under these weights and buffers."""
+        """Collect one rollout ``[num_envs, T]``.
+
+        Args:
+            weights: State dict of the agent, with buffers.
+            training: Whether the agent acts in training mode.
+        """
         agent = self.policy.agent
         agent.load_state_dict(weights)
         agent.train(training)
@@ -43,12 +48,12 @@ class Worker(RolloutCollector):
 
     @return_exceptions
     def state_dict(self) -> dict[str, Any]:
-        """See :meth:`RolloutSource.state`."""
+        """Return the state of games and random generator; see :meth:`RolloutSource.state`."""
         return {"games": self.env.game_state(), "policy_generator": self.policy.generator.get_state()}
 
     @return_exceptions
     def load_state(self, state: dict[str, Any]) -> None:
-        """Brings games and random numbers to ``state``."""
+        """Restore games and random generator from the result of :meth:`state_dict`."""
         self.env.restore_games(state["games"])
         self.reset()
         self.policy.generator.set_state(state["policy_generator"])

@@ -1,1 +1,1 @@
-"""What any long run needs, whatever it learns: files, checkpoints, signals, processes, errors."""
+"""General services for long training runs: files, checkpoints, signals, processes and errors."""

@@ -1,7 +1,9 @@
-"""Keeps the memory that tensors gave back: glibc returns large blocks to the system, which must clear each page again.
+"""Settings of glibc's malloc that keep freed tensor memory in the process.
 
-Own code, since torch has no setting for it on CPU and a preloaded allocator is not ours to install. A third of the time
-of acting with a supernet and a quarter of the time of learning went into those pages (docs/notes.md).
+By default glibc returns large freed blocks to the system, which zeroes every page of the next allocation. These page
+faults took a third of the acting time and a quarter of the learning time of a supernet (docs/experiments.md).
+
+Own code: torch has no setting for this on CPUs, and preloading another allocator is the user's decision.
 """
 
 import ctypes
@@ -17,12 +19,12 @@ _GROWTH_BYTES = 256 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Makes malloc of this process reuse freed blocks of any size; its peak of memory stays what it was.
+    """Make malloc reuse freed blocks of any size; peak memory stays about the same.
 
-    Does nothing without glibc, or where the user has set ``MALLOC_...`` variables.
+    Do nothing without glibc, or if the user has set ``MALLOC_...`` environment variables.
 
     Returns:
-        whether it is in force.
+        Whether the settings are in force.
     """
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -1,18 +1,21 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops."""
+"""Atomic file writes: after a crash, a file has its old content or its new content, never a part of either."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes beside ``path``, waits for the disk, and replaces ``path``; makes its folder.
+    """Write a temporary file beside ``path``, sync it to disk and rename it to ``path``.
+
+    Missing parent folders are created.
 
     Args:
-        path: the file; whoever reads it sees the old content or the new.
-        content: of the file.
+        path: The file. Readers see the old content or the new content, never a mixture.
+        content: The new content.
 
     Raises:
-        OSError: it cannot be written; the old file is as it was.
+        OSError: If the file cannot be written (the old file is then unchanged), or its folder cannot be synced to disk
+            after the rename.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
@@ -29,8 +32,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def _wait_for_entry(folder: Path) -> None:
-    """A new name is on the disk only once its folder is."""
-    if os.name == "nt":  # folders cannot be opened there
+    """Sync a folder to disk, without which a rename inside it may be lost in a crash."""
+    if os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

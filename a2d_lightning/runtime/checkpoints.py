@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written whole or not at all, checked before they are used, the ones before kept."""
+"""Robust checkpoints: atomic writes, checks on loading, and the list of files that a run can resume from."""
 
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,35 @@ from a2d_lightning.runtime.plain_checkpoints import dump, load
 LAST = "last"
 
 WEIGHTS_OF_SPAWNED = ".temp.ckpt"
-"""Lightning's name for weights that processes of ``ddp_spawn`` and ``ddp_fork`` hand to the one that started them."""
+"""Lightning's file name for weights that ``ddp_spawn`` and ``ddp_fork`` workers return to the main process."""
 
 UNFINISHED = "next.ckpt"
-"""A save that is under way, or was cut short."""
+"""File name of a save that is in progress or was interrupted."""
 
 _PARTS = {
     **{"pytorch-lightning_version": str, "epoch": int, "global_step": int, "state_dict": dict, "loops": dict},
     **{"optimizer_states": list, "callbacks": dict, "env_steps": int},
 }
-"""What resuming reads."""
+"""Entries that resuming requires, with their types."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's file format, written atomically; a save that fails leaves the old file and lets training go on.
+    """Lightning's checkpoint files, written atomically; a failed write leaves the old file and training continues.
 
-    Lightning's own writes into ``$TMPDIR`` and copies from there: a kill in the middle loses the new file and the old.
+    Own code: Lightning writes into ``$TMPDIR`` and copies from there. A kill during the copy loses both files.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """See the class; remote paths (``s3://...``) are Lightning's."""
+        """Save a checkpoint atomically; warn if the file cannot be written.
+
+        Args:
+            checkpoint: Tensors and plain values.
+            path: A local file, or a remote path (``s3://...``), which Lightning writes in its own way.
+            storage_options: Passed to Lightning for remote paths, ignored for local ones.
+
+        Raises:
+            RunFailedError: If the checkpoint holds a value that could not be loaded again.
+        """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -48,10 +57,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Tensors and plain values only, whatever is asked for: nothing in the file is run.
+        """Load a checkpoint of tensors and plain values; no code in the file is executed.
+
+        Args:
+            path: A local file or a remote path.
+            map_location: As in ``torch.load``.
+            weights_only: Ignored; treated as true.
+
+        Returns:
+            The checkpoint.
 
         Raises:
-            SettingError: it is no checkpoint of a run.
+            SettingError: If the file is not a checkpoint of a run.
         """
         if "://" in str(path):
             checkpoint = super().load_checkpoint(path, map_location, weights_only=True)
@@ -68,8 +85,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def kept(folder: Path) -> list[Path]:
     """Return the checkpoints that a run can be resumed from, newest first.
 
-    RunCheckpoint writes ``last.ckpt`` and renames the previous ones to ``last-1.ckpt``, ``last-2.ckpt``. Where none of
-    these exists, all other checkpoints of the folder count, by their time.
+    RunCheckpoint writes ``last.ckpt`` and renames the previous ones to ``last-1.ckpt``, ``last-2.ckpt`` and so on. If
+    none of these exists, the result is all other finished checkpoints in the folder, ordered by modification time.
+
+    Args:
+        folder: The folder of checkpoints.
     """
     older = [path for path in folder.glob(f"{LAST}-*.ckpt") if path.stem.removeprefix(f"{LAST}-").isdigit()]
     older.sort(key=lambda path: int(path.stem.removeprefix(f"{LAST}-")))

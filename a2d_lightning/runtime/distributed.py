@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other besides gradients."""
+"""Collective operations between the processes of a run, other than the reduction of gradients."""
 
 from typing import TypeVar
 
@@ -9,7 +9,14 @@ T = TypeVar("T")
 
 
 def all_gather_objects(mine: T) -> list[T]:
-    """Every process's value, by rank; all processes must call it. Without a process group the own one alone."""
+    """Gather one value from each process; every process must call this function.
+
+    Args:
+        mine: The value of this process, which must be picklable.
+
+    Returns:
+        The values in the order of ranks; without a process group, a list of ``mine`` alone.
+    """
     if not _grouped():
         return [mine]
     everyone: list[T | None] = [None] * dist.get_world_size()
@@ -18,18 +25,32 @@ def all_gather_objects(mine: T) -> list[T]:
 
 
 def rank_of_processes() -> tuple[int, int]:
-    """Return this process's rank and the number of processes."""
+    """Return this process's rank and the number of processes; ``(0, 1)`` without a process group."""
     return (dist.get_rank(), dist.get_world_size()) if _grouped() else (0, 1)
 
 
 def this_rank(everyone: list[T]) -> T | None:
-    """What :func:`all_gather_objects` had of this process; none where there were more or fewer processes."""
+    """Return the entry of this process in a list made by :func:`all_gather_objects`, perhaps in an earlier run.
+
+    Args:
+        everyone: One value for each rank.
+
+    Returns:
+        The entry, or None if the list comes from another number of processes.
+    """
     rank, number = rank_of_processes()
     return everyone[rank] if len(everyone) == number else None
 
 
 def all_reduce_any(flags: Tensor) -> Tensor:
-    """Bool tensor: which ``flags`` (bool, on the processes' device) are set in any process; all must call it."""
+    """Return which flags are set in at least one process; every process must call this function.
+
+    Args:
+        flags: Bool tensor of the same shape in each process, on the process's device.
+
+    Returns:
+        Bool tensor of the shape of ``flags``.
+    """
     if not _grouped():
         return flags
     set_anywhere = flags.float()

@@ -1,18 +1,18 @@
-"""The errors that a user is meant to read."""
+"""Errors whose messages are written for users."""
 
 
 class SettingError(Exception):
-    """A setting, file or name that cannot work.
+    """An invalid setting, file or name.
 
-    The message is one line that names the setting, its value and what to do. The command line prints it without a
-    traceback and ends with exit status 2, before any training starts. No ValueError: jsonargparse would take that for a
-    type that does not fit and bury the line in a list of its tries.
+    The message is one line that names the setting, its value and the remedy. The command line prints the message
+    without a traceback and exits with status 2, usually before training starts. Not a ValueError: jsonargparse would
+    treat that as a type mismatch and bury the message in a list of the types that it has tried.
     """
 
 
 class RunFailedError(Exception):
-    """A run cannot go on, by no mistake of the settings: the message is one line; exit status 1."""
+    """A failure of a run not caused by the settings. The message is one line; the exit status is 1."""
 
 
 class NonFiniteError(RunFailedError):
-    """A loss term became NaN or infinite: names the term, the step and the rank."""
+    """A NaN or infinite loss term or gradient norm. The message names the term, the step and the rank."""

@@ -1,7 +1,7 @@
-"""Processes of a run that notice when another one is gone, whatever they are waiting for.
+"""Detection of dead processes in a distributed run, independent of the collective operations in progress.
 
-Own code: a collective waits half an hour for a process that was killed on another machine, and where it fails at once
-its error names a socket, not a rank.
+Own code: a collective waits half an hour for a process that was killed on another machine. Where the collective fails
+at once, the error names a socket instead of a rank.
 """
 
 import os
@@ -19,13 +19,14 @@ BEAT_SECONDS = 1.0
 
 
 class Heartbeats:
-    """Beats in a store that all processes share, and listens for those of the others, in a thread.
+    """Exchange of heartbeats with all other processes, in a background thread, through a shared store.
 
-    A process that finds another gone, silent for ``timeout_seconds`` or failed, says so in one line that names the rank
-    and ends itself with exit status 1.
+    A process that finds another one dead, silent for ``timeout_seconds`` or failed prints one line that names the rank
+    and exits with status 1. All processes must create their instance together, since the constructor is collective.
 
     Args:
-        timeout_seconds: silence after which a process is taken for gone; one of the same machine is seen at once.
+        timeout_seconds: Silence after which a process counts as dead. On the same machine (except under Windows) death
+            is detected within a few seconds, whatever this value.
     """
 
     def __init__(self, timeout_seconds: float) -> None:
@@ -41,22 +42,26 @@ class Heartbeats:
 
     @property
     def listening(self) -> bool:
-        """Whether they have not been stopped."""
+        """Return whether this process still monitors the others."""
         return not self._over.is_set()
 
     def stop(self) -> None:
-        """Beats no more; all processes must have come as far."""
+        """Stop sending and checking heartbeats; a process that has not come this far would report this one as dead."""
         self._over.set()
 
     def fail(self, message: str) -> None:
-        """Called by a process that failed: lets the guilty be found first, then tells the others.
+        """Report a failure of this process to the others, after a wait in which a dead process would be detected.
 
-        Does not return where another process is gone: this one's failure then only followed from that.
+        If another process is dead, the failure of this process is only a consequence. The background thread then ends
+        this process, and the call does not return.
+
+        Args:
+            message: One line, which the other processes print.
         """
         several_machines = len({host for host, _ in self.processes}) > 1
         time.sleep(3 * BEAT_SECONDS + (self.timeout_seconds if several_machines else 0))
         self._store.set(f"failed{self.rank}", message)
-        time.sleep(2 * BEAT_SECONDS)  # the store of rank 0 ends with it
+        time.sleep(2 * BEAT_SECONDS)  # rank 0 hosts the store: let the others read the message before it exits
         self.stop()
 
     def _connect(self) -> dist.TCPStore:
@@ -89,7 +94,7 @@ class Heartbeats:
 
     def _is_gone(self, rank: int) -> bool:
         host, pid = self.processes[rank]
-        if host != self.host or sys.platform == "win32":  # os.kill ends processes there, whatever the signal
+        if host != self.host or sys.platform == "win32":  # on Windows, os.kill ends the process
             return False
         status = Path(f"/proc/{pid}/stat")
         try:

@@ -1,4 +1,4 @@
-"""What a run logs: no kill costs a row of ``metrics.csv``, and a full disk neither a row nor the run."""
+"""Loggers that keep every row of ``metrics.csv`` through kills and full disks, and let the run continue."""
 
 import csv
 import io
@@ -16,27 +16,28 @@ from a2d_lightning.runtime.atomic_file import write_atomically
 
 
 class OnEnvSteps(Logger):
-    """Log everything against environment steps, whatever else a callback of Lightning's counts."""
+    """Logger with environment steps as the x-axis, also for Lightning callbacks that count something else."""
 
     clock: Callable[[], int] | None = None
-    """Environment steps so far; a module sets it when its training begins."""
+    """Function that returns the environment steps so far; a module sets it when training begins."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """See Lightning's."""
+        """Log ``metrics`` at the current environment step, or at ``step`` while there is no clock."""
         super().log_metrics(metrics, step if self.clock is None else self.clock())  # type: ignore[safe-super]
 
 
 class MetricsFile(OnEnvSteps, CSVLogger):
-    """Lightning's CSVLogger, with a file that holds whole rows at any moment.
+    """Lightning's CSVLogger with a file that contains complete rows at any moment.
 
-    Lightning's own empties the file when a new column comes and writes it again: a kill in between loses all rows. It
-    also deletes the file of a run that is resumed; here the first new row makes it ``metrics-0.csv`` and so on.
+    CSVLogger empties and rewrites the file when a column is added, and a kill in between loses all rows. It also
+    deletes the file of a resumed run. Here that file is renamed to ``metrics-0.csv``, ``metrics-1.csv`` and so on when
+    the first new rows are saved.
     """
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer."""
+        """Return the writer of the file, created at the first use."""
         if self._experiment is None:
             self._fs.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(self.log_dir)
@@ -47,7 +48,7 @@ class _Writer(ExperimentWriter):
     _waiting = _began = False
 
     def _check_log_dir_exists(self) -> None:
-        """Delete nothing, where Lightning's deletes the file."""
+        """Keep the existing file, which Lightning's method deletes."""
 
     def save(self) -> None:
         if not self.metrics:
@@ -73,25 +74,27 @@ class _Writer(ExperimentWriter):
 
 
 class TensorBoardFile(OnEnvSteps, TensorBoardLogger):
-    """Lightning's TensorBoardLogger, which ends when the disk is full: TensorBoard's thread is gone by then, and raises
-    its error at whatever is logged next."""
+    """Lightning's TensorBoardLogger, which stops logging when the disk is full.
+
+    TensorBoard's writer thread has ended by then, and the next logging call raises its error.
+    """
 
     _ended = False
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
-        """See Lightning's."""
+        """Log metrics, unless an earlier write failed."""
         self._as_long_as_it_lasts(super().log_metrics, *args, **kwargs)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """See Lightning's."""
+        """Log hyperparameters, unless an earlier write failed."""
         self._as_long_as_it_lasts(super().log_hyperparams, *args, **kwargs)
 
     def save(self) -> None:
-        """See Lightning's."""
+        """Save the file, unless an earlier write failed."""
         self._as_long_as_it_lasts(super().save)
 
     def finalize(self, status: str) -> None:
-        """See Lightning's."""
+        """Close the file, unless an earlier write failed."""
         self._as_long_as_it_lasts(super().finalize, status)
 
     def _as_long_as_it_lasts(self, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:

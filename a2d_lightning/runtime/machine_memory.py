@@ -1,4 +1,4 @@
-"""Refuse sizes that cannot fit this machine's memory, before anything is built."""
+"""Checks that refuse sizes beyond this machine's memory before anything is built."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,12 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 
 
 def total_memory() -> float:
-    """Compute the bytes of memory that this process may use; infinite where nobody says."""
+    """Return the memory in bytes that this process may use (physical memory, cgroup limit); infinity if unknown."""
     limits = []
     for path in CGROUP_LIMITS:
         try:
             limits.append(float(path.read_text(encoding="ascii")))
-        except (OSError, ValueError):  # there is none, or it is "max"
+        except (OSError, ValueError):  # no such file, or "max": no limit
             continue
     if hasattr(os, "sysconf"):
         limits.append(float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
@@ -22,14 +22,14 @@ def total_memory() -> float:
 
 
 def check_fits(num_bytes: float, what: str) -> None:
-    """Check that memory for ``num_bytes`` is there at all.
+    """Raise if a size exceeds :func:`total_memory`.
 
     Args:
-        num_bytes: at least needed.
-        what: names the settings and their values.
+        num_bytes: Lower bound of the memory needed, in bytes.
+        what: The settings and their values, for the message.
 
     Raises:
-        SettingError: there is not.
+        SettingError: If ``num_bytes`` exceeds the memory.
     """
     total = total_memory()
     if num_bytes > total:

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: noticed before they move a weight, named, and kept to be looked at."""
+"""Detection of NaN and infinite losses and gradients before a weight changes, and a dump of the rollout."""
 
 import contextlib
 import io
@@ -15,14 +15,16 @@ from a2d_lightning.runtime.errors import NonFiniteError
 
 
 def check_finite(terms: dict[str, Tensor], env_steps: int) -> None:
-    """All processes go on, or all raise: one that stopped alone would be waited for.
+    """Raise in all processes if a term is NaN or infinite in any process.
+
+    Every process must call this function. A process that raised alone would leave the others waiting.
 
     Args:
-        terms: scalars by name.
-        env_steps: the clock.
+        terms: Scalar tensors by name.
+        env_steps: Environment steps so far, for the message.
 
     Raises:
-        NonFiniteError: names the terms, the environment step and the ranks.
+        NonFiniteError: If a term is not finite. The message names the terms, the environment step and the ranks.
     """
     values = torch.stack([term.detach().float() for term in terms.values()])
     if not all_reduce_any(~torch.isfinite(values).all(0, keepdim=True)).any():
@@ -37,9 +39,16 @@ def check_finite(terms: dict[str, Tensor], env_steps: int) -> None:
 
 
 def dump_rollout(rollout: TensorDict, error: NonFiniteError, path: Path) -> None:
-    """Writes what led to ``error`` where ``torch.load`` finds it; a disk that is full must not hide the error."""
+    """Save a rollout and the error that it caused, in the format of ``torch.load``.
+
+    A failed write is ignored: a full disk must not hide the error.
+
+    Args:
+        rollout: The rollout ``[num_envs, T]``.
+        error: The error, saved as text.
+        path: The file to write.
+    """
     content = io.BytesIO()
-    # what acting kept has been used up by the update
-    torch.save({"error": str(error), "rollout": rollout.exclude("activations").cpu().to_dict()}, content)
+    torch.save({"error": str(error), "rollout": rollout.cpu().to_dict()}, content)
     with contextlib.suppress(OSError):
         write_atomically(path, content.getbuffer())

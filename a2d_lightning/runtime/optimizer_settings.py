@@ -1,6 +1,6 @@
-"""On resume, optimizers have the settings that the run asks for, and their state from the checkpoint.
+"""Optimizer settings of a resumed run: from the run's configuration, with the state from the checkpoint.
 
-All but the learning rates, which modules set.
+Learning rates are excluded, since modules set them.
 """
 
 import functools
@@ -14,9 +14,15 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 def without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
-    """Return what a command line made of ``class_path`` and ``init_args``, without the parser that jsonargparse binds.
+    """Return an optimizer factory without the parser that jsonargparse binds to it.
 
-    The parser can be neither pickled nor copied, and a module that holds it could not be, either.
+    The parser can be neither pickled nor copied, and neither could a module that holds it.
+
+    Args:
+        optimizer: A factory that jsonargparse made from ``class_path`` and ``init_args``, or any other callable.
+
+    Returns:
+        The optimizer class with its ``init_args`` bound; any other callable is returned unchanged.
     """
     if isinstance(optimizer, functools.partial) and optimizer.args and isinstance(optimizer.args[-1], type):
         return functools.partial(optimizer.args[-1], **optimizer.keywords)
@@ -24,23 +30,23 @@ def without_parser(optimizer: OptimizerCallable) -> OptimizerCallable:
 
 
 class OptimizerSettings:
-    """Keep what optimizers were made with, while ``load_state_dict`` replaces it by the checkpoint's."""
+    """The configured settings of optimizers, which ``load_state_dict`` overwrites with the checkpoint's settings."""
 
     def __init__(self) -> None:
         self._saved: list[set[str]] = []
         self._asked: list[list[dict[str, Any]]] = []
 
     def read(self, checkpoint: dict[str, Any]) -> None:
-        """Note which settings a checkpoint's optimizers had."""
+        """Record the names of the settings of a checkpoint's optimizers."""
         self._saved = [
             set(state["param_groups"][0]) - {"params", "lr"} for state in checkpoint.get("optimizer_states", [])
         ]
 
     def keep(self, optimizers: Sequence[Optimizer]) -> None:
-        """Keep the settings of optimizers that have just been made.
+        """Record the settings of newly created optimizers.
 
         Raises:
-            SettingError: the checkpoint's optimizers are of another kind.
+            SettingError: If an optimizer of the checkpoint has settings that the new one lacks.
         """
         self._asked = [
             [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
@@ -54,7 +60,7 @@ class OptimizerSettings:
                 )
 
     def restore(self, optimizers: Sequence[Optimizer]) -> None:
-        """Give the optimizers the settings that were kept."""
+        """Write the recorded settings back into the optimizers."""
         for asked, optimizer in zip(self._asked, optimizers, strict=True):
             for settings, group in zip(asked, optimizer.param_groups, strict=True):
                 group.update(settings)

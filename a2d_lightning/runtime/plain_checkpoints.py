@@ -1,4 +1,4 @@
-"""Checkpoints of plain values: reading one runs nothing (torch's ``weights_only``), and no other value is written."""
+"""Checkpoints of tensors and plain values: loading never executes code, and saving refuses other values."""
 
 import io
 from collections import OrderedDict
@@ -14,11 +14,11 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
 
 NOT_OF_THE_AGENT = ("callbacks", "hyper_parameters")
-"""Parts of a checkpoint without which its agent is whole."""
+"""Entries of a checkpoint that are not needed to restore the agent."""
 
 
 class Unread:
-    """Stand in for a value of a type that is not read; does nothing with what the file has for it."""
+    """Placeholder for a value of a type that is not loaded; the content in the file is ignored."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -28,10 +28,16 @@ class Unread:
 
 
 def dump(checkpoint: dict[str, Any]) -> memoryview:
-    """Serialize a checkpoint; numbers of NumPy become Python's.
+    """Serialize a checkpoint with ``torch.save``; NumPy scalars become Python numbers.
+
+    Args:
+        checkpoint: Tensors, numbers and strings, and lists, tuples and dicts of them.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        RunFailedError: it holds a value that :func:`load` would not read.
+        RunFailedError: If the checkpoint holds a value that :func:`load` would not read.
     """
     content = _serialized(checkpoint)
     if _is_read(content):
@@ -48,13 +54,20 @@ def dump(checkpoint: dict[str, Any]) -> memoryview:
 
 
 def load(path: Path | str, map_location: Any = "cpu") -> Any:
-    """Load a checkpoint of tensors and plain values.
+    """Load a checkpoint of tensors and plain values (``weights_only`` of ``torch.load``).
 
-    Values of other types are left out of :data:`NOT_OF_THE_AGENT`, with a warning that names them.
+    In the entries :data:`NOT_OF_THE_AGENT`, items with values of other types are dropped with a warning.
+
+    Args:
+        path: The file.
+        map_location: As in ``torch.load``.
+
+    Returns:
+        The content of the file.
 
     Raises:
-        SettingError: another part holds such a value.
-        pickle.UnpicklingError: the file is not what ``torch.save`` writes.
+        SettingError: If another entry holds a value of another type.
+        pickle.UnpicklingError: If ``torch.save`` has not written the file.
     """
     unknown = _unknown_types(path)
     if not unknown:
@@ -86,7 +99,7 @@ def load(path: Path | str, map_location: Any = "cpu") -> Any:
 def _unknown_types(path: Path | str) -> list[str]:
     try:
         return get_unsafe_globals_in_checkpoint(str(path))
-    except ValueError:  # no zip archive, as torch wrote before 1.6; torch.load names the fault
+    except ValueError:  # not a zip archive (torch before 1.6, or damaged): torch.load raises the error
         return []
 
 
@@ -112,7 +125,7 @@ def _with_python_numbers(value: Any) -> Any:
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield where each value is, as ``callbacks['MyCallback']['best']``, and the value."""
+    """Yield the place of each leaf value, such as ``callbacks['MyCallback']['best']``, and the value."""
     if type(value) in (dict, OrderedDict):
         for key, entry in value.items():
             yield from _leaves(entry, f"{place}[{key!r}]" if place else str(key))

@@ -1,4 +1,4 @@
-"""What the last bits of a run depend on besides its settings and its state."""
+"""Software and hardware that can change results bit for bit."""
 
 import platform
 from collections.abc import Mapping
@@ -10,7 +10,14 @@ import torch
 
 
 def environment_fingerprint(device: torch.device) -> dict[str, Any]:
-    """Of this process, by the name that a person would give them."""
+    """Return the software and hardware that can change results bit for bit.
+
+    Args:
+        device: The device of the training.
+
+    Returns:
+        Versions of torch and ale-py, number of threads, models of CPU and device, by names that messages can show.
+    """
     return {
         "torch": str(torch.__version__),
         "ale-py": version("ale-py"),
@@ -21,7 +28,15 @@ def environment_fingerprint(device: torch.device) -> dict[str, Any]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, in words."""
+    """Describe each entry of ``was`` that has another value, or none, in ``now``.
+
+    Args:
+        was: The values of an earlier process.
+        now: The values of this process.
+
+    Returns:
+        One phrase for each difference: ``torch was 2.12 and is 2.13``.
+    """
     return [f"{name} was {value} and is {now.get(name)}" for name, value in was.items() if value != now.get(name)]
 
 

@@ -1,4 +1,4 @@
-"""One run at a time in a folder."""
+"""A lock that allows one run at a time in a folder."""
 
 from pathlib import Path
 
@@ -8,16 +8,19 @@ from a2d_lightning.runtime.errors import SettingError
 
 
 class RunFolder:
-    """Claim the folder of a run for this process, until it is released or the process ends, however it ends."""
+    """Lock on the folder of a run, held until released or until the process ends, even by a kill."""
 
     def __init__(self) -> None:
         self._lock: FileLock | None = None
 
     def claim(self, run_dir: Path) -> None:
-        """Take the folder.
+        """Lock a folder; do nothing on a file system without locks.
+
+        Args:
+            run_dir: The folder.
 
         Raises:
-            SettingError: another process has it.
+            SettingError: If another process holds the lock.
         """
         lock = FileLock(run_dir / ".lock")
         try:
@@ -32,11 +35,11 @@ class RunFolder:
         self._lock = lock
 
     def release(self) -> None:
-        """Give it up, if this process has one."""
+        """Release the lock, if held."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
 
 RUN_FOLDER = RunFolder()
-"""Of this process."""
+"""The lock of this process."""

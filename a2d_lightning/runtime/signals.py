@@ -1,6 +1,6 @@
-"""Signals that ask a run to stop: noted at once, obeyed where the run can be resumed exactly.
+"""Graceful stop on signals: recorded at once, carried out where the run can be resumed exactly.
 
-Own code: Lightning ends with status 0 after SIGTERM and 1 after Ctrl-C, as if the run were done or had failed, and
+Own code: Lightning exits with status 0 after SIGTERM and 1 after Ctrl-C, as if the run had finished or failed, and
 saves no checkpoint.
 """
 
@@ -16,35 +16,37 @@ INTERRUPTED = 75
 """Exit status of an interrupted run (``EX_TEMPFAIL`` of sysexits.h: try again)."""
 
 GRACE_SECONDS = 6.0
-"""A run that has not come to rest by then is ended where it is."""
+"""Default time in seconds from the first signal to the forced end of a run that is still busy."""
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop, and did. No Exception: nobody should take it for a failure."""
+    """Raised after a graceful stop. Derives from BaseException so ``except Exception`` does not swallow it."""
 
 
 class Interruption:
-    """What this process was asked; one for each process, since signals are.
+    """Signals received by this process; one instance per process, since signal handlers are process-wide.
 
-    A thread listens, as Python tells the main one of a signal only between two calls into torch, and a backward can
-    take longer than a scheduler waits. In a run of the command line it ends the process at a second Ctrl-C, and after
-    ``grace_seconds`` if the run is still busy. Where the package is a library it never does: a second Ctrl-C is a
-    KeyboardInterrupt, and the handlers of before are back when ``fit`` returns.
+    A background thread receives the signals through a wakeup file descriptor. Python runs signal handlers in the main
+    thread only between two calls into torch, and a backward pass can take longer than a scheduler waits.
+
+    In a command-line run, the thread ends the process at a second Ctrl-C, and after ``grace_seconds`` if the run is
+    still busy. In library use, the thread never ends the process: a second Ctrl-C raises KeyboardInterrupt, and the
+    previous handlers are restored when ``fit`` returns.
     """
 
     def __init__(self) -> None:
         self.received = ""
-        """The signal's name, once there was one."""
+        """Name of the first signal received; empty before."""
         self.exit_status = INTERRUPTED
-        """Of this process, when the thread ends it."""
+        """Exit status of the process if the thread ends it."""
         self.grace_seconds = GRACE_SECONDS
-        """Until the thread ends it."""
+        """Seconds from the first signal until the thread ends the process."""
         self.saving = threading.Lock()
-        """Held while a checkpoint is written."""
+        """Lock held while a checkpoint is written."""
         self.on_signal: Callable[[int], None] | None = None
-        """Told of the first signal, from the thread."""
+        """Called by the thread with the number of the first signal."""
         self._ends_process = self._ctrl_c = False
         self._handled_ctrl_c = 0
         self._over = threading.Event()
@@ -54,15 +56,14 @@ class Interruption:
 
     @property
     def is_catching(self) -> bool:
-        """Whether signals are noted."""
+        """Return whether the handlers are installed."""
         return bool(self._handlers)
 
     def catch_signals(self, ends_process: bool = False) -> None:
-        """Replace the handlers of signals by one that notes them; only the main thread can.
+        """Install handlers that record signals; do nothing outside of the main thread.
 
         Args:
-            ends_process: whether the process is a run of the command line; of no meaning where signals are caught
-                already.
+            ends_process: Whether the process is a command-line run; ignored if the handlers are already installed.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -81,12 +82,12 @@ class Interruption:
             self._handlers.setdefault(signum, handler)
 
     def catch_signals_again(self) -> None:
-        """Where a library has put handlers of its own in the place of those that were caught."""
+        """Reinstall the handlers after a library has replaced them; do nothing if none were installed."""
         if self.is_catching:
             self.catch_signals()
 
     def restore_handlers(self) -> None:
-        """Restore the handlers of before, and forget the signals that came."""
+        """Restore the previous handlers and discard recorded signals."""
         if self.is_catching:
             signal.set_wakeup_fd(self._wakeup_before)
         for signum, handler in self._handlers.items():
@@ -96,16 +97,19 @@ class Interruption:
         self.received, self.on_signal = "", None
 
     def check(self) -> None:
-        """Stop here if the process was asked to.
+        """Raise if a signal was received.
 
         Raises:
-            Interrupted: it was.
+            Interrupted: If a signal was received.
         """
         if self.received:
             raise Interrupted(self.received)
 
     def _handle(self, signum: int, frame: Any) -> None:
-        """The thread hears of the signal by other means, sooner or later than this handler."""
+        """Raise KeyboardInterrupt at the second Ctrl-C in library use.
+
+        The thread receives the signal through the wakeup file descriptor, before or after this handler runs.
+        """
         self._handled_ctrl_c += signum == signal.SIGINT
         if self._handled_ctrl_c > 1 and not self._ends_process:
             raise KeyboardInterrupt
@@ -137,4 +141,4 @@ class Interruption:
 
 
 INTERRUPTION = Interruption()
-"""This process's."""
+"""The instance of this process."""

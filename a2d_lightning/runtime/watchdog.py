@@ -1,4 +1,4 @@
-"""Ends the process when what must come back does not: an emulator's thread that died is waited for for ever."""
+"""A watchdog that ends the process if an environment step hangs, for example after an emulator thread died."""
 
 import os
 import sys
@@ -8,13 +8,14 @@ from types import TracebackType
 
 
 class Watchdog:
-    """``with watchdog:`` around what may hang.
+    """Time limit for code that may hang: ``with watchdog: ...``.
 
-    Own code: the call that hangs is in C++ and can be given no time limit. Ends with exit status 1 and one line.
+    At the limit, print one line and end the process with exit status 1. Own code: the call that hangs is in C++ and has
+    no timeout.
 
     Args:
-        what: to call it in the line.
-        seconds: that it may take.
+        what: Name of the guarded code, for the message.
+        seconds: Time limit of each block.
     """
 
     def __init__(self, what: str, seconds: float) -> None:
@@ -33,7 +34,7 @@ class Watchdog:
         self._deadline = float("inf")
 
     def close(self) -> None:
-        """Watches no more."""
+        """Stop the watchdog's thread."""
         self._over.set()
 
     def _watch(self) -> None:

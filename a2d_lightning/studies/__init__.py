@@ -1,1 +1,1 @@
-"""Studies: many small runs, the table of their scores, and how well a search ranks them."""
+"""Studies: many small runs, a table of their scores, and statistics of how well searches rank the networks."""

@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning bank``: train many architectures by one recipe, several seeds each, into one table."""
+"""``python -m a2d_lightning bank``: training of many architectures by one recipe with several seeds, in one table."""
 
 import json
 import shutil
@@ -11,8 +11,9 @@ import torch
 from jsonargparse import ArgumentParser
 
 from a2d_lightning.agent_files import read_agent
+from a2d_lightning.cli.arguments import description
 from a2d_lightning.cli.curves import read_metrics
-from a2d_lightning.cli.overlays import merged_configs
+from a2d_lightning.cli.overlays import config_path, merged_configs
 from a2d_lightning.cpu.cores import usable_cores
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import count_parameters
@@ -26,20 +27,21 @@ from a2d_lightning.studies.runner import run_jobs
 from a2d_lightning.studies.table import Row, read_table, write_table
 
 OWN_SETTINGS = ("--run_dir", "--ckpt_path", "--seed_everything", "--model.architecture", "--config")
-"""Settings of each run that the bank chooses."""
+"""Options of the runs that are set by the bank."""
 
 
 def bank(args: list[str]) -> None:
     """Train every architecture with every seed and write OUTPUT/bank.csv.
 
-    Started again, it resumes: runs whose rows are in the table are finished, others go on from their checkpoints.
+    The same command resumes an unfinished bank: runs with rows in the table are skipped, others continue from their
+    checkpoints.
 
     Raises:
-        SettingError: a file is missing or damaged, or OUTPUT holds a bank of another recipe.
-        RunFailedError: some runs failed.
-        Interrupted: the process was asked to stop; all runs have saved their states.
+        SettingError: If a file is missing or damaged, or OUTPUT holds a bank of another recipe.
+        RunFailedError: If some runs failed.
+        Interrupted: If a signal stopped the command; all runs have saved their state.
     """
-    parser = ArgumentParser(prog="a2d_lightning bank", description=bank.__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog="a2d_lightning bank", description=description(bank), exit_on_error=False)
     parser.add_argument("--config", action="append", type=str, default=[], help="of the runs, as for fit; repeatable")
     parser.add_argument(
         "--architectures", type=list[str] | str, required=True, help="folder of JSON files, a file, or [a.json,b.json]"
@@ -53,20 +55,20 @@ def bank(args: list[str]) -> None:
     parser.add_argument("--keep_runs", type=bool, default=True, help="false: delete the folder of a finished run")
     settings = parser.parse_args(args)
     output = Path(settings.output)
-    recipe = Recipe.read(settings.config, settings.overrides)
+    recipe = Recipe.read([config_path(name) for name in settings.config], settings.overrides)
     networks = read_networks(settings.architectures, settings.origin)
     recipe.check_or_write(output / "bank.json")
     table = Table(output / "bank.csv", recipe.game)
     for network in networks.values():
         table.check(network)
-    # all networks with the first seed come first: a bank that is not complete can be used already
+    # train all networks with the first seed first: an incomplete bank is already usable
     pairs = [(network, seed) for seed in dict.fromkeys(settings.seeds) for network in networks.values()]
     jobs: dict[str, tuple[Job, Network, int]] = {}
     for network, seed in pairs:
         job = recipe.job(network, seed, output)
         if table.has(network.name, seed):
             _delete(job, settings.keep_runs)
-        elif job.finished:  # stopped between the run's end and the table
+        elif job.finished:  # the bank was stopped after the run ended and before the table was written
             job.check_arguments()
             table.add(job, network, seed)
             _delete(job, settings.keep_runs)
@@ -89,7 +91,7 @@ def bank(args: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Network:
-    """An architecture of a bank."""
+    """Architecture in a bank, with its name and origin."""
 
     name: str
     origin: str
@@ -98,14 +100,17 @@ class Network:
 
 
 def read_networks(architectures: str | Sequence[str], origin: str | None = None) -> dict[str, Network]:
-    """Read JSON files of architectures, by the stems of their names.
+    """Read architectures from JSON files.
 
     Args:
-        architectures: a folder, a file, or several of both.
-        origin: label of all of them; if absent :func:`origin_of` their names.
+        architectures: Folder, file, or several of both.
+        origin: Label of all networks; default: :func:`origin_of` each name.
+
+    Returns:
+        Networks by file stem.
 
     Raises:
-        SettingError: there are none, one cannot be read, or two have the same stem.
+        SettingError: If there are no files, one cannot be read, or two have the same stem.
     """
     networks: dict[str, Network] = {}
     for given in [architectures] if isinstance(architectures, str) else architectures:
@@ -125,7 +130,7 @@ def read_networks(architectures: str | Sequence[str], origin: str | None = None)
 
 
 def origin_of(name: str) -> str:
-    """Return the origin that a name tells: ``random...``, ``hand...``, and all others are searched."""
+    """Infer the origin from a name: ``random...`` is random, ``hand...`` is hand-made, all others are searched."""
     if name.startswith("random"):
         return "random"
     return "hand-made" if name.startswith("hand") else "searched"
@@ -133,11 +138,11 @@ def origin_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings that all runs of a bank share."""
+    """Settings shared by all runs of a bank."""
 
     configs: tuple[str, ...]
     settings: dict[str, Any]
-    """What the configs say together for the derived agent; parts of overlays for other stages are left out."""
+    """Merged settings of the configs for the chosen model, without overlay sections for other models."""
     overrides: tuple[str, ...]
     game: str
 
@@ -145,8 +150,12 @@ class Recipe:
     def read(configs: Sequence[str], overrides: Sequence[str]) -> "Recipe":
         """Read the configs and check the overrides.
 
+        Args:
+            configs: Config files in command-line order.
+            overrides: Further options of all runs, ``--name=value``.
+
         Raises:
-            SettingError: a config cannot be read, or an override is not ``--name=value`` or the bank's own setting.
+            SettingError: If a config cannot be read, or an override is malformed or set by the bank.
         """
         settings = merged_configs(configs)
         for override in overrides:
@@ -162,9 +171,14 @@ class Recipe:
         return Recipe(tuple(configs), settings, tuple(overrides), _canonical(game))
 
     def job(self, network: Network, seed: int, output: Path) -> Job:
-        """Return the run of one network with one seed.
+        """Return the job that trains one network with one seed.
 
-        ``seed_everything`` also seeds environments, actions and the module: the command line links them.
+        ``seed_everything`` also seeds environments, actions and the module through links of the command line.
+
+        Args:
+            network: Network to train.
+            seed: Value of ``seed_everything``.
+            output: Folder of the bank; the run is written to ``output/runs/<name>-s<seed>``.
         """
         name = f"{network.name}-s{seed}"
         arguments = [word for path in self.configs for word in ("--config", path)]
@@ -173,10 +187,13 @@ class Recipe:
         return Job(name, tuple(arguments), output / "runs" / name)
 
     def check_or_write(self, path: Path) -> None:
-        """Compare with the recipe in ``bank.json``; write it if there is none.
+        """Compare the recipe with ``bank.json``, or write that file if it is missing.
+
+        Args:
+            path: Path of ``bank.json``.
 
         Raises:
-            SettingError: the bank was trained by another recipe; names the settings that differ.
+            SettingError: If the file is damaged, or its recipe differs; the message names the settings.
         """
         content = {"game": self.game, "overrides": list(self.overrides), "settings": self.settings}
         content = json.loads(json.dumps(content, default=str))
@@ -198,7 +215,15 @@ class Recipe:
 
 
 class Table:
-    """``bank.csv``, kept up to date as runs end."""
+    """Content of ``bank.csv``, written after each finished run.
+
+    Args:
+        path: Path of ``bank.csv``.
+        game: Game of the runs to add.
+
+    Raises:
+        SettingError: If the file exists and is not a bank's table.
+    """
 
     def __init__(self, path: Path, game: str) -> None:
         self.path = path
@@ -207,14 +232,14 @@ class Table:
         self._finished = {(row.name, row.seed) for row in self.rows if row.game == game}
 
     def has(self, name: str, seed: int) -> bool:
-        """Return whether the rows of that run are in the table."""
+        """Return whether the table has rows of the run of network ``name`` with ``seed``."""
         return (name, seed) in self._finished
 
     def check(self, network: Network) -> None:
-        """Compare a network with the rows of its name.
+        """Check that rows with the network's name are of the same network.
 
         Raises:
-            SettingError: the table has another network of this name.
+            SettingError: If the table has another network with this name.
         """
         operators = " ".join(network.architecture.operators)
         for row in self.rows:
@@ -233,17 +258,27 @@ class Table:
                 )
 
     def add(self, job: Job, network: Network, seed: int) -> None:
-        """Add the rows of a finished run and write the table."""
+        """Add the rows of a finished run and write the table.
+
+        Raises:
+            SettingError: If the run's folder lacks metrics or its last checkpoint.
+        """
         self.rows += rows_of(job, network, seed, self.game)
         self._finished.add((network.name, seed))
         write_table(self.path, self.rows)
 
 
 def rows_of(job: Job, network: Network, seed: int, game: str) -> list[Row]:
-    """Return a row for each evaluation of a finished run.
+    """Return one row for each evaluation of a finished run.
+
+    Args:
+        job: Finished run.
+        network: Network that the run trained.
+        seed: Seed of the run.
+        game: Name of the game for the table.
 
     Raises:
-        SettingError: the run's folder lacks metrics or its last checkpoint.
+        SettingError: If the run's folder lacks metrics or its last checkpoint.
     """
     scores = read_metrics(job.run_dir).get("val/score", [])
     if not scores:
@@ -267,14 +302,14 @@ def rows_of(job: Job, network: Network, seed: int, game: str) -> list[Row]:
 
 
 def plan_text(plan: Plan) -> str:
-    """Return cells and channels of the groups, as ``2-2-2/8-16-32``."""
+    """Format cells and channels of the groups as ``2-2-2/8-16-32``."""
     return f"{'-'.join(map(str, plan.cells_per_group))}/{'-'.join(map(str, plan.channels))}"
 
 
 def _canonical(game: str) -> str:
     try:
         return without_module(canonical_game(game))
-    except SettingError:  # registered by something that only the runs import; they name a mistake
+    except SettingError:  # the runs may import code that registers the game, and report an unknown one
         return without_module(game)
 
 

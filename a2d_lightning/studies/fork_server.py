@@ -1,7 +1,7 @@
-"""Imported by the fork server only, never by the program itself.
+"""Signal handling of the fork server, the only process that imports this module.
 
-A scheduler may signal every process of a job. The fork server must survive SIGTERM until its children have saved,
-because it passes on their exit statuses; it ends when the runner and all jobs have ended.
+A scheduler may signal every process of a job. The fork server must survive SIGTERM until its children have saved their
+state because it reports their exit statuses to the runner. It ends when the runner and all jobs have ended.
 """
 
 import signal

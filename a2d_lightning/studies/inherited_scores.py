@@ -1,4 +1,4 @@
-"""A search's supernet as a predictor: scores of networks that inherit its weights."""
+"""Scores of networks that inherit the weights of a supernet, as a predictor of trained scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ from a2d_lightning.runtime.plain_checkpoints import load
 
 
 class InheritedScores:
-    """Scores of networks that play with the supernet's weights, untrained by themselves.
+    """Scores of networks with weights inherited from a supernet, without any further training.
 
     Args:
-        search: its run folder must hold ``config.yaml``, which has the games' settings.
-        games: full games for each network; the same ones for all.
+        search: Search whose run folder holds ``config.yaml`` with the settings of the games.
+        games: Number of full games per network; all networks play with the same seeds.
 
     Raises:
-        SettingError: the folder lacks its configuration.
+        SettingError: If the folder lacks its configuration, or the checkpoint lacks weights of the supernet.
     """
 
     def __init__(self, search: SearchResult, games: int) -> None:
@@ -42,7 +42,7 @@ class InheritedScores:
         self.recent_frames: list[Tensor] = [frame for rank in frames for frame in rank or []]
         shape, card = search.card.frame_shape, search.card
         kind = inference_normalization(card.normalization)
-        self.supernet = Supernet(search.plan, shape)
+        self.supernet = Supernet(search.plan, shape, operators=search.builders())
         self.agent = with_normalization(ActorCritic(self.supernet, shape, card.num_actions), kind)
         weights = read_agent(search.path)[1]
         missing, _ = self.agent.load_state_dict(weights, strict=False)
@@ -50,7 +50,14 @@ class InheritedScores:
             raise SettingError(f"--search: {str(search.path)!r} lacks {missing[0]} of its supernet.")
 
     def derived(self, operators: Sequence[str]) -> ActorCritic:
-        """Build a network with the supernet's weights; recalibrate batch norm where the checkpoint has frames."""
+        """Build a network with the supernet's weights; recalibrate batch norm if the checkpoint has recent frames.
+
+        Args:
+            operators: Name of the operator in each cell.
+
+        Returns:
+            Agent in eval mode.
+        """
         card = self.search.card
         backbone = Architecture(tuple(operators), self.search.plan, card.frame_shape, 0, 0).build(card.frame_shape)
         agent = ActorCritic(backbone, card.frame_shape, card.num_actions)
@@ -64,10 +71,13 @@ class InheritedScores:
         return agent.eval()
 
     def score(self, operators: Sequence[str]) -> float:
-        """Return the mean score of full games, played with sampled actions.
+        """Return the mean score of full games played with sampled actions.
+
+        Args:
+            operators: Name of the operator in each cell.
 
         Raises:
-            Interrupted: the process was asked to stop.
+            Interrupted: If a signal stopped the process.
         """
         agent = self.derived(operators)
         generator = torch.Generator().manual_seed(0)
@@ -81,7 +91,7 @@ class InheritedScores:
         return float(scores.mean())
 
     def _data(self) -> RolloutDataModule:
-        # all settings of the games, those of later releases as well; where rollouts were collected does not matter
+        # pass on every setting of the games, including future ones; where rollouts were collected does not matter
         settings = {name: value for name, value in self.config["data"].items() if name not in ("frames", "collection")}
         return RolloutDataModule(frames=FrameSettings(**self.config["data"]["frames"]), **settings)
 

@@ -1,4 +1,4 @@
-"""One job of a study: an ordinary ``fit`` run in its own folder, and the files that record its progress."""
+"""Job of a study: an ordinary ``fit`` run in a separate folder, and the files that record its progress."""
 
 import json
 from collections.abc import Sequence
@@ -16,32 +16,32 @@ LOG = "log.txt"
 
 @dataclass(frozen=True)
 class Job:
-    """A run of ``python -m a2d_lightning fit``.
+    """Run of ``python -m a2d_lightning fit``.
 
-    ``run_dir/job.json`` holds the arguments and is written before the first start, ``run_dir/finished.json`` is written
-    when the run ended with exit status 0, and ``run_dir/log.txt`` collects the output of all starts.
+    ``run_dir/job.json`` holds the arguments and is written before each start. ``run_dir/finished.json`` is written
+    after exit status 0. ``run_dir/log.txt`` collects the output of all starts.
     """
 
     name: str
-    """Unique within a study; shown in progress lines."""
+    """Name, unique within a study, shown in progress lines."""
     arguments: tuple[str, ...]
     """Arguments of ``fit`` without ``--run_dir`` and ``--ckpt_path``."""
     run_dir: Path
 
     def command_line(self) -> list[str]:
-        """Return the arguments of ``python -m a2d_lightning``: start the run, or resume its newest checkpoint."""
+        """Return arguments of ``python -m a2d_lightning`` that start the run or resume its newest checkpoint."""
         return ["fit", *self.arguments, "--run_dir", str(self.run_dir), "--ckpt_path", "auto"]
 
     @property
     def finished(self) -> bool:
-        """Whether the run ended with exit status 0."""
+        """Return whether the run has ended with exit status 0."""
         return (self.run_dir / FINISHED).is_file()
 
     def check_arguments(self) -> None:
         """Compare the arguments with those of an earlier start.
 
         Raises:
-            SettingError: they differ, or the folder holds a run that is not part of a study.
+            SettingError: If the arguments differ, or the folder holds a run that is not part of a study.
         """
         for name in (FINISHED, STARTED):
             path = self.run_dir / name
@@ -67,13 +67,13 @@ class Job:
         """Write ``finished.json``.
 
         Args:
-            seconds: wall time of the last start.
+            seconds: Wall-clock seconds of the last start.
         """
         content = {"exit_status": 0, "seconds": round(seconds, 1), "arguments": list(self.arguments)}
         self._write(FINISHED, content)
 
     def last_log_line(self) -> str:
-        """Return the last line of the log that is not empty; the error line of a failed run."""
+        """Return the last non-empty line of the log, which for a failed run is the error."""
         try:
             lines = (self.run_dir / LOG).read_text(errors="replace").splitlines()
         except OSError:
@@ -85,7 +85,7 @@ class Job:
 
 
 Ended = tuple[Job, int, float]
-"""Job, exit status (negative: number of the signal that ended it), seconds since it was started."""
+"""Job, exit status (negative: number of the signal that ended the process), seconds since the last start."""
 
 
 def _arguments(path: Path) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def _arguments(path: Path) -> tuple[str, ...]:
 
 
 def _difference(earlier: Sequence[str], now: Sequence[str]) -> str:
-    """Describe the difference of two argument lists by their first few removed and added options."""
+    """Describe the difference between two argument lists by the first three removed and added options."""
     removed, added = (
         [word for word in _words(a) if word not in _words(b)] for a, b in ((earlier, now), (now, earlier))
     )
@@ -106,7 +106,7 @@ def _difference(earlier: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _words(arguments: Sequence[str]) -> list[str]:
-    """Join each value with the option before it."""
+    """Join each value with the preceding option."""
     return [
         f"{before} {argument}" if before.startswith("--") and not argument.startswith("--") else argument
         for before, argument in zip(("", *arguments), arguments, strict=False)

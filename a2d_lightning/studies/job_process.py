@@ -1,4 +1,4 @@
-"""A process that runs one job: forked from a warm process, one thread, output to the job's log."""
+"""Process of one job: forked from a server with preloaded imports, one thread, output in the job's log."""
 
 import multiprocessing
 import os
@@ -19,26 +19,26 @@ PRELOADED = [
     "a2d_lightning.cli.main",
     "a2d_lightning.rollouts.collector",
     "a2d_lightning.rollouts.envs",
-    "callbacks",
+    "a2d_lightning.callbacks",
 ]
-"""Imports of the fork server. Each job is a fork of it, which saves about 11 of the 26 seconds of a smoke run on a CPU.
-None of them may start a thread: threads do not survive a fork."""
+"""Imports of the fork server. Forking jobs from the server saves about 11 of the 26 seconds of a smoke run on a CPU.
+None of the modules may start a thread: threads do not survive a fork."""
 
 GRACE_SECONDS = 11.0
-"""Seconds from a signal to SIGKILL, in which jobs save their state and exit."""
+"""Seconds between SIGTERM and SIGKILL, in which jobs save their state and exit."""
 
 
 def start_process(job: Job) -> BaseProcess:
     """Start the job and return its process.
 
-    The exit status of the process is that of the command line. The process stops (saves its state and exits with 75) on
-    SIGTERM, and also when the process that called this function ends in any way, SIGKILL included.
+    The process has the exit status of the command line. The job saves its state and exits with 75 on SIGTERM, and also
+    when the calling process ends in any way, including SIGKILL.
 
     Args:
-        job: its folder is created; ``job.json`` is written first.
+        job: Job to run; its folder and ``job.json`` are written first.
     """
     job.mark_started()
-    for name in THREAD_VARIABLES:  # read by libraries when they are loaded, thus before the fork server's imports
+    for name in THREAD_VARIABLES:  # libraries read these when loaded: set them before the fork server imports
         os.environ[name] = "1"
     process: BaseProcess = _context().Process(target=_run, args=(job,), name=job.name)  # type: ignore[attr-defined]
     process.start()
@@ -46,7 +46,7 @@ def start_process(job: Job) -> BaseProcess:
 
 
 def stop_processes(processes: Sequence[BaseProcess]) -> None:
-    """Send SIGTERM to processes, wait for the grace period, and kill the remaining ones."""
+    """Send SIGTERM to processes, wait up to :data:`GRACE_SECONDS`, and kill the remaining ones."""
     began = asked = time.monotonic()
     for process in processes:
         process.terminate()
@@ -56,7 +56,7 @@ def stop_processes(processes: Sequence[BaseProcess]) -> None:
             for process in processes:
                 process.kill()
             return
-        if now - asked > 1.0:  # a process that was just forked may have missed the first signal
+        if now - asked > 1.0:  # a newly forked process may have missed the first signal
             asked = now
             for process in processes:
                 process.terminate()
@@ -72,10 +72,10 @@ def _context() -> BaseContext:
 
 
 def _run(job: Job) -> None:
-    """Run the job in this process; the caller exits with the status of the command line."""
+    """Run the job in this process, which exits with the status of the command line."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ignored by the fork server
     if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)  # Ctrl-C reaches the runner only, which then stops its jobs once
+        os.setpgid(0, 0)  # Ctrl-C then reaches only the runner, which stops each job once
     _redirect_output(job)
     threading.Thread(target=_stop_with_parent, daemon=True, name="parent").start()
     began = time.monotonic()
@@ -86,7 +86,7 @@ def _run(job: Job) -> None:
 
 
 def _redirect_output(job: Job) -> None:
-    """Append standard output and standard error to the log, a line at a time."""
+    """Append standard output and standard error to the log, line-buffered."""
     handle = os.open(job.run_dir / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for descriptor in (1, 2):
         os.dup2(handle, descriptor)
@@ -96,7 +96,7 @@ def _redirect_output(job: Job) -> None:
 
 
 def _stop_with_parent() -> None:
-    """Ask this process to stop when its parent has ended: a pipe that the parent holds open closes then."""
+    """Raise SIGTERM in this process when its parent ends, which closes the pipe between them."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

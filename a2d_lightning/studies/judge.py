@@ -1,4 +1,4 @@
-"""``python -m a2d_lightning judge``: how well searches rank a bank's networks, and how good their own networks are."""
+"""``python -m a2d_lightning judge``: ranking quality of searches on a bank, and scores of the searched networks."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jsonargparse import ArgumentParser
 
+from a2d_lightning.cli.arguments import description
 from a2d_lightning.modules.search_result import SearchResult
 from a2d_lightning.rollouts.games import without_module
 from a2d_lightning.runtime.atomic_file import write_atomically
@@ -23,13 +24,14 @@ FEWEST_NETWORKS = 3
 
 
 def judge(args: list[str]) -> None:
-    """Judge searches against banks; write OUTPUT/judge.json, judge.md and judge.png.
+    """Judge searches against banks and write OUTPUT/judge.json, judge.md and judge.png.
 
     Raises:
-        SettingError: a table or checkpoint cannot be read, or they do not fit together.
-        Interrupted: the process was asked to stop while networks played.
+        SettingError: If a table or checkpoint cannot be read, tables and searches do not match, a game has fewer than
+            three networks, or the output cannot be written.
+        Interrupted: If a signal stopped the command while networks played.
     """
-    parser = ArgumentParser(prog="a2d_lightning judge", description=judge.__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog="a2d_lightning judge", description=description(judge), exit_on_error=False)
     parser.add_argument("--bank", type=str, nargs="+", required=True, help="tables of random networks")
     parser.add_argument("--search", type=str, nargs="+", default=[], help="runs of searches, or their checkpoints")
     parser.add_argument("--searched", type=str, nargs="+", default=[], help="tables of searched networks")
@@ -46,7 +48,7 @@ def judge(args: list[str]) -> None:
     parser.add_argument("--output", type=str, required=True, help="folder")
     settings = parser.parse_args(args)
     bank_rows, searched_rows = read_tables(settings.bank), read_tables(settings.searched)
-    # networks that a search chose are no sample of the search space
+    # networks chosen by a search are not a random sample of the search space
     searched_rows += [row for row in bank_rows if row.origin == "searched" and not settings.searched]
     bank_rows = [row for row in bank_rows if row.origin not in ("searched", "hand-made")]
     env_steps = settings.env_steps or last_common_env_steps([*bank_rows, *searched_rows])

@@ -1,4 +1,4 @@
-"""Judgements as JSON, as markdown tables and as a picture."""
+"""Reports of judgements: JSON, markdown tables and a picture."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from a2d_lightning.studies.statistics import Estimate, averaged
 
 
 def over_games(judgements: Sequence[Judgement]) -> dict[str, Estimate]:
-    """Return means over games of what every game was judged by."""
+    """Return the mean of each estimate over the games that have it, by name."""
     parts: list[tuple[str, list[Sampled | None]]] = [
         ("tau", [mean_over_searches(judgement.taus) for judgement in judgements]),
         ("equal_cost_tau", [mean_over_searches(judgement.equal_cost_taus) for judgement in judgements]),
@@ -31,7 +31,12 @@ def over_games(judgements: Sequence[Judgement]) -> dict[str, Estimate]:
 
 
 def to_json(judgements: Sequence[Judgement], env_steps: int) -> dict[str, Any]:
-    """Return plain values; NaN as null."""
+    """Convert judgements to plain values for JSON; NaN becomes None.
+
+    Args:
+        judgements: One per game.
+        env_steps: Environment steps after which networks were scored.
+    """
     games = {judgement.game: _game_json(judgement) for judgement in judgements}
     content = {"env_steps": env_steps, "games": games, "over_games": _plain(over_games(judgements))}
     plain: dict[str, Any] = _plain(content)
@@ -89,7 +94,12 @@ def _plain(value: Any) -> Any:
 
 
 def to_markdown(judgements: Sequence[Judgement], env_steps: int) -> str:
-    """Return a table of all games, one of each game's searched networks, and notes."""
+    """Format a table of all games and a list of details for each game.
+
+    Args:
+        judgements: One per game.
+        env_steps: Environment steps after which networks were scored.
+    """
     lines = [
         f"Trained scores after {env_steps:,} environment steps; intervals cover 95 %.",
         "",
@@ -167,14 +177,18 @@ def _number(value: float) -> str:
 
 
 WIDE_RANGE = 3
-"""Costs are drawn on a logarithmic axis where the highest is as many times the lowest."""
+"""Ratio of highest to lowest cost above which the axis of costs is logarithmic."""
 
 
 def plot(judgements: Sequence[Judgement], output: Path) -> None:
-    """Write a picture: score against MACs, a panel for each game.
+    """Write a picture of score against MACs, one panel per game.
+
+    Args:
+        judgements: One per game.
+        output: Path of the picture; its folder is created.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: If the picture cannot be written.
     """
     matplotlib.use("Agg")
     columns = min(3, len(judgements))

@@ -1,4 +1,4 @@
-"""What a bank says about the searches of one game."""
+"""Evaluation of the searches of one game against a bank of trained networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ from a2d_lightning.studies.statistics import (
 )
 
 WINDOW = (0.9, 1.0)
-"""Range of a random network's MACs, as parts of the target's, within which it costs as much."""
+"""Range of equal cost, as fractions of the target's MACs."""
 
 WIDENED_BY = 0.05
-"""Of the target's MACs, at each end, until the window holds enough networks."""
+"""Fraction of the target's MACs added at each end until the window holds enough networks."""
 
 FEWEST_IN_WINDOW = 8
 
@@ -36,31 +36,33 @@ Sampled = tuple[float, Array]
 
 @dataclass(frozen=True)
 class Window:
-    """Random networks that cost as much as a searched one."""
+    """Random networks with about the same MACs as a searched one."""
 
     low: float
-    """MACs."""
+    """Lowest MACs."""
     high: float
+    """Highest MACs."""
     networks: Networks
     widened: bool
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of alpha between searches of different seeds, means over pairs of searches."""
+    """Agreement of alpha between searches, as means over pairs of searches."""
 
     pearson: float
-    """Mean over cells of the correlation of log alpha."""
+    """Pearson correlation of log alpha over the operators, mean over cells."""
     spearman: float
+    """Spearman correlation of log alpha over the operators, mean over cells."""
     same_operator: float
-    """Number of cells for which both derive the same operator."""
+    """Number of cells in which both searches prefer the same operator."""
     cells: int
     pairs: int
 
 
 @dataclass
 class Judgement:
-    """Results of one game. Estimates that need data which was not given are absent."""
+    """Results of one game. Estimates without the necessary data are empty or None."""
 
     game: str
     networks: Networks
@@ -68,25 +70,28 @@ class Judgement:
     perfect: float
     macs_tau: Sampled
     taus: dict[str, Sampled] = field(default_factory=dict)
-    """Of each search: tau between its sum of log alpha and the trained scores."""
+    """Tau between the sum of log alpha and trained scores, by search."""
     inherited_taus: dict[str, Sampled] = field(default_factory=dict)
-    """Of each search: tau between scores with its supernet's weights and the trained scores."""
+    """Tau between scores with the supernet's weights and trained scores, by search."""
     equal_cost_taus: dict[str, Sampled] = field(default_factory=dict)
-    """Of each search: tau of alpha among the networks of equal cost, where MACs tell nothing."""
+    """Tau of alpha among networks of equal cost, where MACs are not informative, by search."""
     agreement: Agreement | None = None
     searched: Networks | None = None
     window: Window | None = None
     percentiles: dict[str, float] = field(default_factory=dict)
-    """Of each searched network's score among random ones of equal cost."""
+    """Percentile of each searched network's score among random networks of equal cost, by network."""
     improvement: Sampled | None = None
     best_of_k: list[float] = field(default_factory=list)
-    """Expected scores of random search among the networks of equal cost, after 1, 2, ... trainings."""
+    """Expected score of random search among networks of equal cost after 1, 2, ... trainings."""
     search_trainings: float | None = None
-    """Wall time of a search, in trainings of a network."""
+    """Wall time of a search in units of the wall time of one training."""
 
     def random_search(self) -> tuple[int, float] | None:
-        """Return the trainings that random search affords in the time of a search and of its network's training, and
-        the expected score; at most as many as there are networks."""
+        """Return the result of random search in the wall time of a search and the training of its network.
+
+        Returns:
+            Number of trainings, at most the number of networks, and expected score; None if unknown.
+        """
         if self.search_trainings is None or not self.best_of_k:
             return None
         trainings = min(1 + int(self.search_trainings), len(self.best_of_k))
@@ -94,7 +99,7 @@ class Judgement:
 
 
 def mean_over_searches(taus: dict[str, Sampled]) -> Sampled | None:
-    """Return the mean over searches, with samples; the searches share each sample of networks."""
+    """Return the mean over searches with bootstrap samples; each sample draws the same networks for all searches."""
     if not taus:
         return None
     values, samples = zip(*taus.values(), strict=True)
@@ -112,12 +117,13 @@ def judge_game(
     """Judge the searches of one game.
 
     Args:
-        game: its name.
-        bank: networks drawn at random, trained.
-        searches: checkpoints.
-        inherited: by the search's name, scores ``[networks]`` of the bank's networks with its supernet's weights.
-        searched: networks that searches derived, trained like the bank's.
-        target_macs: cost at which searched and random networks are compared; the dearest searched network's if absent.
+        game: Name of the game.
+        bank: Trained random networks.
+        searches: Searches of the game.
+        inherited: Scores ``[networks]`` of the bank's networks with the supernet's weights, by name of the search.
+        searched: Networks derived by searches, trained like the bank.
+        target_macs: MACs at which searched and random networks are compared; default: those of the most expensive
+            searched network.
     """
     predictors = {search.name: search.rate(bank.operators) for search in searches}
     taus = tau_of({"macs": bank.macs}, bank)
@@ -145,7 +151,15 @@ def judge_game(
 
 
 def tau_of(predictions: dict[str, Array], bank: Networks) -> dict[str, Sampled]:
-    """Return tau-b with the trained scores, and its samples, of each named prediction ``[networks]``."""
+    """Compute tau-b between predictions and trained scores.
+
+    Args:
+        predictions: Predictions ``[networks]`` by name.
+        bank: Trained networks.
+
+    Returns:
+        Tau-b and bootstrap samples by name.
+    """
     if not predictions:
         return {}
     values, samples = tau_samples(np.stack(list(predictions.values())), bank.scores)
@@ -153,11 +167,13 @@ def tau_of(predictions: dict[str, Array], bank: Networks) -> dict[str, Sampled]:
 
 
 def equal_cost(bank: Networks, target_macs: float) -> Window:
-    """Select the networks with 90 % to 100 % of the target's MACs; widen the window until it has enough.
+    """Select the networks with 90 % to 100 % of the target's MACs.
+
+    The window is widened by 5 % of the target at each end until it holds eight networks, or all if there are fewer.
 
     Args:
-        bank: all networks.
-        target_macs: of the searched network.
+        bank: All networks.
+        target_macs: MACs of the searched network.
     """
     low, high = (part * target_macs for part in WINDOW)
     fewest = min(FEWEST_IN_WINDOW, len(bank))
@@ -174,8 +190,8 @@ def agreement(log_alphas: Sequence[Array]) -> Agreement:
     """Compare alpha between all pairs of searches.
 
     Args:
-        log_alphas: ``[cells, operators]`` of each search. Cells in which one search prefers nothing have no correlation
-            and are left out of its means.
+        log_alphas: Log alpha ``[cells, operators]`` of each search. Cells in which a search has no preference have no
+            correlation and are excluded from its mean.
     """
     pearsons, spearmans, same = [], [], []
     for first, second in combinations(log_alphas, 2):
@@ -190,5 +206,5 @@ def agreement(log_alphas: Sequence[Array]) -> Agreement:
 
 
 def estimate(sampled: Sampled | None) -> Estimate | None:
-    """Return the value with its interval."""
+    """Return the value with its 95 % bootstrap interval; None without a value."""
     return None if sampled is None else bootstrap_interval(*sampled)

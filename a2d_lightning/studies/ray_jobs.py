@@ -1,4 +1,4 @@
-"""Run jobs as tasks of a Ray cluster: one core each, on a file system that all machines share."""
+"""Jobs as tasks of a Ray cluster: one core per job, on a file system shared by all machines."""
 
 import contextlib
 import importlib.util
@@ -14,23 +14,27 @@ from a2d_lightning.studies.job import Ended, Job
 from a2d_lightning.studies.job_process import GRACE_SECONDS, start_process, stop_processes
 
 RETRIES = 3
-"""Starts that Ray adds when a machine or its worker is lost; each resumes from the job's checkpoint."""
+"""Number of restarts by Ray after losing a machine or worker; each resumes from the job's checkpoint."""
 
 
 def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[Ended]:
-    """Run jobs on the cluster at ``address`` and yield them as they end.
+    """Run jobs on a Ray cluster and yield each as it ends.
+
+    Args:
+        jobs: Jobs to run.
+        address: Address of the cluster as for ``ray.init``.
 
     Raises:
-        SettingError: Ray is not installed, or there is no such cluster.
-        RunFailedError: the cluster has gone.
-        Interrupted: the process was asked to stop; jobs have saved their states.
+        SettingError: If Ray is not installed, or there is no such cluster.
+        RunFailedError: If the cluster lost a job.
+        Interrupted: If a signal stopped this process; jobs have saved their state.
     """
     if importlib.util.find_spec("ray") is None:
         raise SettingError("--address: a cluster needs Ray; pip install 'a2d-lightning[ray]'.")
     import ray  # noqa: PLC0415 (optional)
 
     INTERRUPTION.grace_seconds = GRACE_SECONDS + 3.0
-    # machines import this package from the paths that this process has
+    # machines import this package from the paths of this process
     paths = [os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     settings: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     settings["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}}
@@ -41,7 +45,7 @@ def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[Ended]:
             f"--address: there is no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one by "
             "'ray start --head', or leave --address out."
         ) from error
-    INTERRUPTION.catch_signals_again()  # Ray's own would end the process
+    INTERRUPTION.catch_signals_again()  # Ray's handlers would end the process
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run_task)
     pending: dict[Any, Job] = {task.remote(job, os.getcwd()): job for job in jobs}
     try:
@@ -67,21 +71,21 @@ def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[Ended]:
 
 
 def _run_task(job: Job, folder: str) -> tuple[int, float]:
-    """Run a job on a machine of the cluster, in a process of its own.
+    """Run a job in a separate process on a machine of the cluster.
 
     Args:
-        job: to run.
-        folder: working directory of the runner, to which relative paths refer.
+        job: Job to run.
+        folder: Working directory of the runner, the base of relative paths.
 
     Returns:
-        exit status and seconds.
+        Exit status and wall-clock seconds.
     """
     os.chdir(folder)
     began = time.monotonic()
     process = start_process(job)
     try:
         process.join()
-    except KeyboardInterrupt:  # Ray's way to cancel a task
+    except KeyboardInterrupt:  # raised by Ray to cancel a task
         with contextlib.suppress(KeyboardInterrupt):
             stop_processes([process])
         return INTERRUPTED, time.monotonic() - began

@@ -1,4 +1,4 @@
-"""The runner of many small runs: several at a time, resumable, each an ordinary ``fit`` run with one thread."""
+"""Runner of many small jobs: several at a time, resumable, each an ordinary ``fit`` run with one thread."""
 
 import signal
 import time
@@ -13,7 +13,7 @@ from a2d_lightning.studies.job import LOG, Ended, Job
 from a2d_lightning.studies.job_process import GRACE_SECONDS, start_process, stop_processes
 
 RESTARTS = 3
-"""A job that something else than the runner interrupted (exit status 75) is resumed so many times."""
+"""Number of times that a job is resumed after an interruption (exit status 75) from outside the runner."""
 
 
 def run_jobs(
@@ -23,21 +23,22 @@ def run_jobs(
     after_each: Callable[[Job], None] | None = None,
     finished_before: int = 0,
 ) -> None:
-    """Run all jobs that are not finished, ``workers`` at a time, and resume those that were interrupted.
+    """Run all unfinished jobs and resume interrupted ones.
 
-    Prints a line as each job ends. A failed job does not stop the others.
+    One line is printed when a job ends. A failed job does not stop the others.
 
     Args:
-        jobs: with different names and folders.
-        workers: jobs at a time on this machine; one thread each.
-        address: of a Ray cluster that runs the jobs instead (``auto``: the one that this machine is part of).
-        after_each: called when a job has finished with exit status 0.
-        finished_before: jobs that are not in ``jobs`` because they are finished, for the progress lines.
+        jobs: Jobs with different names and folders.
+        workers: Number of concurrent jobs on this machine, one thread each.
+        address: Address of a Ray cluster that runs the jobs instead (``auto``: the cluster of this machine).
+        after_each: Called with each job that ended with exit status 0.
+        finished_before: Number of finished jobs that are not in ``jobs``, counted in the progress lines.
 
     Raises:
-        SettingError: a job was started before with other arguments, or there is no such cluster.
-        RunFailedError: some jobs failed; names them. The others are finished.
-        Interrupted: the process was asked to stop; jobs have saved their states.
+        SettingError: If a job was started before with other arguments, ``workers`` is not positive, or there is no such
+            cluster.
+        RunFailedError: If some jobs failed; the message names them. The other jobs are finished.
+        Interrupted: If a signal stopped this process; jobs have saved their state.
     """
     for job in jobs:
         job.check_arguments()
@@ -68,12 +69,16 @@ def _ended(jobs: Sequence[Job], workers: int, address: str | None) -> Iterator[E
 
 
 def run_here(jobs: Sequence[Job], workers: int) -> Iterator[Ended]:
-    """Run jobs on this machine and yield them as they end.
+    """Run jobs on this machine and yield each as it ends.
+
+    Args:
+        jobs: Jobs to run.
+        workers: Number of concurrent jobs.
 
     Raises:
-        Interrupted: the process was asked to stop; jobs have saved their states.
+        Interrupted: If a signal stopped this process; jobs have saved their state.
     """
-    INTERRUPTION.grace_seconds = GRACE_SECONDS + 1.0  # the jobs' own six seconds must fit
+    INTERRUPTION.grace_seconds = GRACE_SECONDS + 1.0  # leave the jobs time to save and exit
     waiting = deque(jobs)
     starts: dict[str, int] = {}
     running: dict[BaseProcess, tuple[Job, float]] = {}
@@ -97,7 +102,7 @@ def run_here(jobs: Sequence[Job], workers: int) -> Iterator[Ended]:
 
 
 class _Progress:
-    """Prints a line as each job ends, with an estimate of the time that the rest takes."""
+    """Prints a line when a job ends, with an estimate of the remaining time."""
 
     def __init__(self, total: int, done_before: int) -> None:
         self.total = total

@@ -1,4 +1,4 @@
-"""A bank's table as arrays, a game at a time."""
+"""Scores in a bank's table as arrays, one game at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from a2d_lightning.studies.table import Row, read_table
 
 @dataclass(frozen=True)
 class Networks:
-    """Trained networks of one game."""
+    """Trained networks of one game, with their costs and scores."""
 
     names: tuple[str, ...]
     origins: tuple[str, ...]
     operators: tuple[tuple[str, ...], ...]
     plans: tuple[str, ...]
     macs: Array
-    """float64 ``[networks]``."""
+    """MACs of the backbone for one observation, float64 ``[networks]``."""
     scores: Array
-    """float64 ``[networks, seeds]``; NaN where a network lacks a seed."""
+    """Scores, float64 ``[networks, seeds]``; NaN if a network lacks a seed."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def select(self, keep: Sequence[bool] | np.ndarray) -> "Networks":
-        """Return the networks where ``keep`` (bool ``[networks]``) is true."""
+        """Return the networks for which ``keep`` (bool ``[networks]``) is true."""
         indices = [int(i) for i in np.flatnonzero(np.asarray(keep))]
         return Networks(
             tuple(self.names[i] for i in indices),
@@ -47,8 +47,11 @@ class Networks:
 def read_tables(paths: Sequence[str]) -> list[Row]:
     """Read several tables as one.
 
+    Args:
+        paths: CSV files.
+
     Raises:
-        SettingError: a table cannot be read, or two have the same run.
+        SettingError: If a table cannot be read, or the same evaluation occurs twice.
     """
     rows: dict[tuple[str, str, int, int], Row] = {}
     for path in paths:
@@ -66,7 +69,7 @@ def last_common_env_steps(rows: Sequence[Row]) -> int:
     """Return the largest number of environment steps at which every run has an evaluation.
 
     Raises:
-        SettingError: there is none.
+        SettingError: If there is no such number.
     """
     steps: dict[tuple[str, str, int], set[int]] = {}
     for row in rows:
@@ -80,8 +83,13 @@ def last_common_env_steps(rows: Sequence[Row]) -> int:
 def networks_of(rows: Sequence[Row], game: str, env_steps: int) -> Networks:
     """Return the networks of a game, sorted by name, with their scores after ``env_steps``.
 
+    Args:
+        rows: Rows of tables.
+        game: Game to select.
+        env_steps: Environment steps of the evaluation to select.
+
     Raises:
-        SettingError: no network has an evaluation there.
+        SettingError: If no network of the game has an evaluation after ``env_steps``.
     """
     chosen = [row for row in rows if row.game == game and row.env_steps == env_steps]
     if not chosen:

@@ -1,4 +1,4 @@
-"""The table of a bank: one row for each evaluation of each trained network, as CSV."""
+"""CSV table of a bank, with one row for each evaluation of each trained network."""
 
 import csv
 import io
@@ -12,39 +12,42 @@ from a2d_lightning.runtime.errors import SettingError
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """One evaluation of one trained network."""
+    """Evaluation of one trained network."""
 
     game: str
     name: str
-    """Stem of the architecture's file."""
+    """Stem of the architecture's file name."""
     seed: int
     env_steps: int
     score: float
     """Mean score of full games."""
     origin: str
-    """``random``, ``hand-made``, ``searched``, or the bank's own label."""
+    """``random``, ``hand-made``, ``searched``, or the label given by ``--origin``."""
     operators: str
-    """Names separated by spaces, a cell each."""
+    """Operator names separated by spaces, one per cell."""
     plan: str
-    """Cells of the groups and their channels: ``2-2-2/8-16-32``."""
+    """Cells and channels of the groups: ``2-2-2/8-16-32``."""
     frame_shape: str
-    """Stack, height and width that the network sees: ``4x42x42``."""
+    """Stack, height and width of the network's input: ``4x42x42``."""
     macs: int
     """Multiply-accumulates of the backbone for one observation of ``frame_shape``."""
     parameters: int
-    """Of the backbone."""
+    """Number of parameters of the backbone."""
 
 
 COLUMNS = [field.name for field in fields(Row)]
 DECIMALS = 4
-"""Of scores."""
+"""Decimal places of scores."""
 
 
 def read_table(path: Path) -> list[Row]:
     """Read a bank's table.
 
+    Args:
+        path: CSV file.
+
     Raises:
-        SettingError: it is missing, or not a bank's table.
+        SettingError: If the file is missing or not a bank's table.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -60,7 +63,12 @@ def read_table(path: Path) -> list[Row]:
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> None:
-    """Replace the table atomically; rows are sorted by game, name, seed and environment steps."""
+    """Write the table atomically, with rows sorted by game, name, seed and environment steps.
+
+    Args:
+        path: CSV file, replaced if it exists.
+        rows: Rows in any order.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -13,16 +13,17 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from toy_game import CATCH, SIZE, register
 
+from a2d_lightning.callbacks import ArchitectureCheckpoint, EnvStepsProgress, FLOPsLogging, TemperatureAnnealing
+from a2d_lightning.callbacks.flops_logging import search_metrics
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.models.networks import count_parameters
 from a2d_lightning.modules import SearchModule, TeacherModule
 from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.search_space import Plan
-from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.nas.supernet import Supernet
 from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.runtime.errors import SettingError
-from callbacks import ArchitectureCheckpoint, EnvStepsProgress, FLOPsLogging, TemperatureAnnealing
-from callbacks.flops_logging import search_metrics
 
 register()
 PLAN = Plan((1, 1, 1), (4, 4, 4))
@@ -40,7 +41,7 @@ def choose(module: SearchModule, *operators: str) -> None:
     with torch.no_grad():
         module.supernet.alpha_logits.zero_()
         for cell, name in enumerate(operators):
-            module.supernet.alpha_logits[cell, OPERATOR_NAMES.index(name)] = 1.0
+            module.supernet.alpha_logits[cell, tuple(OPERATORS).index(name)] = 1.0
 
 
 def fit(module: L.LightningModule, folder: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
@@ -293,7 +294,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("callbacks.progress.time", clock)
+    monkeypatch.setattr("a2d_lightning.callbacks.progress.time", clock)
     return clock
 
 

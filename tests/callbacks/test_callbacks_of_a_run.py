@@ -6,10 +6,10 @@ import pickle
 import pytest
 from runs import CATCH_ARGS, fit, metrics
 
+from a2d_lightning.callbacks import EnvStepsProgress
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.rollouts.collection import LocalCollection
 from a2d_lightning.runtime.signals import INTERRUPTED, INTERRUPTION
-from callbacks import EnvStepsProgress
 
 WITHOUT_TEACHER = ["--model.distillation", "none", "--model.teacher", "null"]
 
@@ -101,7 +101,7 @@ def test_a_run_without_our_callbacks_stops_when_asked_to(tmp_path, monkeypatch, 
 
 
 TAU, ARCHITECTURE = "warning: tau stays at", "warning: no architecture will be written"
-ANNEALING, WRITER = "callbacks.TemperatureAnnealing", "callbacks.ArchitectureCheckpoint"
+ANNEALING, WRITER = "a2d_lightning.callbacks.TemperatureAnnealing", "a2d_lightning.callbacks.ArchitectureCheckpoint"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_search_says_which_callbacks_it_misses(callbacks, missed, tmp_path, ca
 
 
 def test_two_schedules_of_tau_are_refused(run, tmp_path):
-    error = run("search", *WITHOUT_TEACHER, "--trainer.callbacks+=callbacks.TemperatureAnnealing")
+    error = run("search", *WITHOUT_TEACHER, "--trainer.callbacks+=a2d_lightning.callbacks.TemperatureAnnealing")
     assert "TemperatureAnnealing and TemperatureAnnealing would both set tau; leave one of them" in error
 
 

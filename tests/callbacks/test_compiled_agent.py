@@ -12,7 +12,7 @@ from a2d_lightning.models.networks import ActorCritic, initialize
 from a2d_lightning.models.normalization import time_steps, with_normalization
 from a2d_lightning.nas.architecture import Architecture
 
-COMPILED = "--trainer.callbacks+=callbacks.CompiledAgent"
+COMPILED = "--trainer.callbacks+=a2d_lightning.callbacks.CompiledAgent"
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_networks_that_do_not_stay_as_they_are_are_refused(stage, args, line, tm
     with pytest.raises(SystemExit) as refused:
         fit(stage, tmp_path, 100, *args, COMPILED)
     assert refused.value.code == 2
-    assert f"error: callbacks.CompiledAgent: {line}" in capsys.readouterr().err
+    assert f"error: CompiledAgent: {line}" in capsys.readouterr().err
 
 
 def test_a_machine_without_a_compiler_says_so(tmp_path, capsys, monkeypatch):
@@ -100,4 +100,4 @@ def test_a_machine_without_a_compiler_says_so(tmp_path, capsys, monkeypatch):
     with fresh_cache(), pytest.raises(SystemExit) as refused:
         fit("teacher", tmp_path, 100, *CATCH_ARGS, COMPILED)
     assert refused.value.code == 2
-    assert "error: callbacks.CompiledAgent: torch.compile failed" in capsys.readouterr().err
+    assert "error: CompiledAgent: torch.compile failed" in capsys.readouterr().err

@@ -5,10 +5,11 @@ import logging
 import pytest
 import torch
 
+from a2d_lightning.callbacks import SearchGuards
 from a2d_lightning.modules import SearchModule
-from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.operators import OPERATORS
+from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.runtime.errors import SettingError
-from callbacks import SearchGuards
 
 SKIP = list(OPERATORS).index("skip")
 

@@ -11,8 +11,8 @@ from a2d_lightning.cli.overlays import expand_overlays
 from a2d_lightning.runtime.errors import SettingError
 
 LIST = [
-    {"class_path": "callbacks.TemperatureAnnealing", "init_args": {"initial": 5.0, "decay": 0.98}},
-    {"class_path": "callbacks.EnvStepsProgress"},
+    {"class_path": "a2d_lightning.callbacks.TemperatureAnnealing", "init_args": {"initial": 5.0, "decay": 0.98}},
+    {"class_path": "a2d_lightning.callbacks.EnvStepsProgress"},
 ]
 
 
@@ -25,8 +25,8 @@ def test_a_mapping_changes_the_list_before_it():
     given = [with_callbacks(LIST), {"data": {}}, with_callbacks(changes)]
     annealing = {"initial": 3.0, "decay": 0.98, "num_decays": 7}
     expected = [
-        {"class_path": "callbacks.TemperatureAnnealing", "init_args": annealing},
-        {"class_path": "callbacks.EnvStepsProgress", "init_args": {"log_every_seconds": 1}},
+        {"class_path": "a2d_lightning.callbacks.TemperatureAnnealing", "init_args": annealing},
+        {"class_path": "a2d_lightning.callbacks.EnvStepsProgress", "init_args": {"log_every_seconds": 1}},
     ]
     assert changed_callbacks(given) == [*given[:2], with_callbacks(expected)]
     assert LIST[0]["init_args"] == {"initial": 5.0, "decay": 0.98}  # the argument is not modified
@@ -40,7 +40,7 @@ def test_changes_add_up_and_a_new_list_forgets_them():
 
 
 def test_one_callback_in_place_of_a_list_is_left_alone():
-    one = with_callbacks({"class_path": "callbacks.RankGuard", "init_args": {}})
+    one = with_callbacks({"class_path": "a2d_lightning.callbacks.RankGuard", "init_args": {}})
     assert changed_callbacks([with_callbacks(LIST), one, {"trainer": None}]) == [
         with_callbacks(LIST),
         one,
@@ -49,10 +49,10 @@ def test_one_callback_in_place_of_a_list_is_left_alone():
 
 
 def test_changes_apply_to_what_replaced_the_list():
-    one = {"class_path": "callbacks.RunCheckpoint"}
-    expected = [{"class_path": "callbacks.RunCheckpoint", "init_args": {"keep": 2}}]
+    one = {"class_path": "a2d_lightning.callbacks.RunCheckpoint"}
+    expected = [{"class_path": "a2d_lightning.callbacks.RunCheckpoint", "init_args": {"keep": 2}}]
     changes = with_callbacks({"RunCheckpoint": {"keep": 2}})
-    for replacing in (one, [one], ["callbacks.RunCheckpoint"], "callbacks.RunCheckpoint"):
+    for replacing in (one, [one], ["a2d_lightning.callbacks.RunCheckpoint"], "a2d_lightning.callbacks.RunCheckpoint"):
         given = [with_callbacks(LIST), with_callbacks(replacing), changes]
         assert changed_callbacks(given)[-1] == with_callbacks(expected)
     with pytest.raises(SettingError, match="they list none"):

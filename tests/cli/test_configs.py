@@ -102,3 +102,18 @@ def test_one_seed_sets_games_actions_and_draws(monkeypatch, tmp_path, small_arch
     cli = instantiated(monkeypatch, tmp_path, *args, "--seed_everything", "7")
     assert cli.datamodule.seed == 7
     assert cli.model.gumbel_generator.initial_seed() == 7
+
+
+def test_configs_of_the_package_are_found_by_name(tmp_path):
+    named = expand_overlays(["fit", "--config", "search", "--config=laptop"])
+    paths = [str(CONFIGS / "search.yaml"), str(CONFIGS / "scale" / "laptop.yaml")]
+    assert named == expand_overlays(["fit", "--config", paths[0], "--config", paths[1]])
+    own = tmp_path / "search"
+    own.write_text("data: {num_envs: 3}\n")
+    assert expand_overlays(["fit", "--config", str(own)]) == ["fit", "--config", str(own)]
+
+
+def test_a_file_of_the_users_comes_before_a_config_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("search").write_text("data: {num_envs: 3}\n", encoding="utf-8")
+    assert expand_overlays(["fit", "--config", "search"]) == ["fit", "--config", "search"]

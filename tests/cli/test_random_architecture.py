@@ -10,7 +10,8 @@ from a2d_lightning.cli import random_architecture as module
 from a2d_lightning.cli.random_architecture import draw_like, random_architecture
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.nas.architecture import Architecture
-from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.operators import OPERATORS
+from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.runtime.errors import SettingError
 
 SHAPE = (2, 21, 21)

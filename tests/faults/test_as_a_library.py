@@ -19,7 +19,7 @@ from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.rollouts.games import FrameSettings
 from a2d_lightning.runtime.signals import INTERRUPTION, Interrupted
 from a2d_lightning.modules import TeacherModule
-from callbacks import RunCheckpoint
+from a2d_lightning.callbacks import RunCheckpoint
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background without it
 INTERRUPTION.grace_seconds = 0.5

@@ -75,8 +75,11 @@ def test_a_skipped_update_leaves_the_weights_as_they_were(poisoned, tmp_path, mo
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_the_rank_is_named_and_all_ranks_do_alike(on_nan, tmp_path, survived):
-    callbacks = [{"class_path": "callbacks.RankGuard", "init_args": {"compare_every_rollouts": 1}}]
-    callbacks += [{"class_path": "tests.rank_probe.PoisonRank"}, {"class_path": "callbacks.RunCheckpoint"}]
+    callbacks = [{"class_path": "a2d_lightning.callbacks.RankGuard", "init_args": {"compare_every_rollouts": 1}}]
+    callbacks += [
+        {"class_path": "tests.rank_probe.PoisonRank"},
+        {"class_path": "a2d_lightning.callbacks.RunCheckpoint"},
+    ]
     process = start(
         *(tmp_path, *TWO, "--model.on_nan", on_nan, f"--trainer.callbacks={json.dumps(callbacks)}"),
         *("--data.total_env_steps", "400", "--data.env_steps_per_epoch", "400", "--data.evaluation_games", "2"),

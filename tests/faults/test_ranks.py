@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from a2d_lightning.callbacks import rank_guard
 from a2d_lightning.runtime.signals import INTERRUPTED
-from callbacks import rank_guard
 from faults.processes import left_of, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_lightnings_watch_waits_while_ours_listens():
 
 
 def test_a_rank_whose_weights_differ_is_named(tmp_path, survived):
-    guard = {"class_path": "callbacks.RankGuard", "init_args": {"compare_every_rollouts": 5}}
+    guard = {"class_path": "a2d_lightning.callbacks.RankGuard", "init_args": {"compare_every_rollouts": 5}}
     callbacks = json.dumps([guard, {"class_path": "tests.rank_probe.OddRank"}])
     process = start(tmp_path, *TWO, f"--trainer.callbacks={callbacks}")
     _, said = process.communicate(timeout=120)

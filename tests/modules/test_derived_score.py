@@ -19,9 +19,10 @@ from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.nas.derivation import Argmax, Derivation, MaxAlphaUnderMacs
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.sampling import Sampling, SinglePath, SoftSum, TopK
 from a2d_lightning.nas.search_space import Plan
-from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.nas.supernet import Supernet
 from a2d_lightning.rl.algorithms import A2C, PPO, Algorithm
 from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.rollouts.evaluation import play_games
@@ -46,7 +47,7 @@ def prefer(module: SearchModule, operators: tuple[str, ...]) -> None:
     """Gives alpha an opinion, mild enough that the supernet still mixes."""
     with torch.no_grad():
         for cell, name in enumerate(operators):
-            module.supernet.alpha_logits[cell, OPERATOR_NAMES.index(name)] += 1.0
+            module.supernet.alpha_logits[cell, tuple(OPERATORS).index(name)] += 1.0
 
 
 def run(folder: Path, games: int = 4, validates: bool = True, **settings: Any) -> Search:
@@ -102,7 +103,7 @@ def derived_by_hand(module: SearchModule, frames: list[Tensor]) -> nn.Sequential
     cells = iter(CHOSEN)
     for layer in module.supernet.body:
         operators = getattr(layer, "operators", None)
-        layers.append(layer if operators is None else operators[OPERATOR_NAMES.index(next(cells))])
+        layers.append(layer if operators is None else operators[tuple(OPERATORS).index(next(cells))])
     heads = nn.Linear(256, 4)
     heads.weight.data = torch.cat([module.agent.actor.weight, module.agent.critic.weight]).detach()
     heads.bias.data = torch.cat([module.agent.actor.bias, module.agent.critic.bias]).detach()

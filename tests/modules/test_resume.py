@@ -8,9 +8,9 @@ import torch
 from runs import CATCH_ARGS, fit, goes_on_to_the_last_bit, metrics, same
 from toy_game import CATCH, register
 
+from a2d_lightning.callbacks.run_checkpoint import RunCheckpoint
 from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.runtime.signals import INTERRUPTION
-from callbacks.run_checkpoint import RunCheckpoint
 
 pytestmark = pytest.mark.thorough
 

@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from toy_game import train
 
+from a2d_lightning.callbacks import FLOPsLogging, TemperatureAnnealing
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet
 from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.runtime.errors import SettingError
-from callbacks import FLOPsLogging, TemperatureAnnealing
 
 TINY = Plan((1, 1, 1), (4, 4, 4))
 

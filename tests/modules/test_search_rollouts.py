@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from toy_game import CATCH, SIZE, register, train
 
+from a2d_lightning.callbacks import TemperatureAnnealing
 from a2d_lightning.data import RolloutDataModule
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.nas.sampling import TopK
@@ -23,7 +24,6 @@ from a2d_lightning.nas.schemes import (
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.runtime.errors import SettingError
-from callbacks import TemperatureAnnealing
 
 register()
 TINY = Plan((1, 1), (4, 4))

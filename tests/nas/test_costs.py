@@ -7,9 +7,9 @@ from torch import Tensor
 
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.nas.costs import CostEstimator, cost_of, expected_macs
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.sampling import HardStraightThrough, Sampling, SinglePath, TopK
-from a2d_lightning.nas.search_space import OPERATORS
-from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet
+from a2d_lightning.nas.supernet import Supernet
 
 HARD = [SinglePath(), TopK(2), TopK(5), HardStraightThrough()]
 
@@ -104,7 +104,7 @@ def test_cost_pushes_alpha_towards_skip() -> None:
     # float32 sums of numbers up to the largest MACs
     tolerance = 1e-6 * macs.max().item()
     torch.testing.assert_close(gradient, (macs - macs.mean(-1, keepdim=True)) / 9, rtol=0, atol=tolerance)
-    assert (gradient.argmin(-1) == OPERATOR_NAMES.index("skip")).all()
+    assert (gradient.argmin(-1) == tuple(OPERATORS).index("skip")).all()
 
 
 # --- argmax -----------------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def test_cost_pushes_alpha_towards_skip() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_the_argmax_cost_is_exactly_what_the_derived_network_costs(seed: int) -> None:
     supernet = make_supernet(seed=seed)
-    chosen = [OPERATOR_NAMES[i] for i in supernet.alpha_logits.argmax(-1)]
+    chosen = [tuple(OPERATORS)[i] for i in supernet.alpha_logits.argmax(-1)]
     # sums below 2^24, so exact in float32
     value = cost_of(supernet, "argmax", supernet.macs_table) + supernet.fixed_macs
     assert value.item() == macs_of(chosen)
@@ -175,7 +175,7 @@ def test_the_drawn_cost_of_a_sampled_network_is_exactly_its_own(sampling: Sampli
     supernet = make_supernet(sampling=sampling).train()
     for seed in range(3):
         supernet.draw(torch.Generator().manual_seed(seed))
-        sampled = [OPERATOR_NAMES[i] for i in (supernet.alpha_logits + supernet.gumbel).argmax(-1)]
+        sampled = [tuple(OPERATORS)[i] for i in (supernet.alpha_logits + supernet.gumbel).argmax(-1)]
         value = cost_of(supernet, "drawn", supernet.macs_table) + supernet.fixed_macs
         assert value.item() == macs_of(sampled)
         assert value.item() != supernet.argmax_macs()

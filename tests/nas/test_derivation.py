@@ -9,8 +9,8 @@ import torch
 from small_supernets import FRAME, PLAN, macs_of, make_supernet
 
 from a2d_lightning.nas.derivation import Argmax, MaxAlphaUnderMacs, best_under_cost, pareto_front
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.search_space import Plan
-from a2d_lightning.nas.supernet import OPERATOR_NAMES
 from a2d_lightning.runtime.errors import SettingError
 
 Network = tuple[int, float, tuple[int, ...]]
@@ -140,8 +140,8 @@ def test_a_supernet_derives_the_most_probable_network_within_its_macs(seed: int)
     supernet = make_supernet(plan, seed)
     log_alpha = supernet.log_alpha().tolist()
     networks = [
-        (macs_of(names, plan), sum(log_alpha[c][OPERATOR_NAMES.index(name)] for c, name in enumerate(names)), names)
-        for names in product(OPERATOR_NAMES, repeat=2)
+        (macs_of(names, plan), sum(log_alpha[c][tuple(OPERATORS).index(name)] for c, name in enumerate(names)), names)
+        for names in product(tuple(OPERATORS), repeat=2)
     ]
     macs = sorted(m for m, _, _ in networks)
     for target in (macs[0], macs[20] - 1, macs[20], macs[40] + 0.5, macs[-1]):
@@ -155,14 +155,14 @@ def test_a_supernet_derives_the_most_probable_network_within_its_macs(seed: int)
 def test_argmax_is_the_default_and_ignores_the_cost() -> None:
     supernet = make_supernet()
     assert isinstance(supernet.derivation, Argmax)
-    expected = [OPERATOR_NAMES[row.index(max(row))] for row in supernet.alpha_logits.tolist()]
+    expected = [tuple(OPERATORS)[row.index(max(row))] for row in supernet.alpha_logits.tolist()]
     assert list(supernet.derive().operators) == expected
     assert supernet.derived_macs() == supernet.argmax_macs() == macs_of(expected)
 
 
 def test_a_limit_that_no_network_meets_names_the_setting_and_the_cheapest_network() -> None:
     supernet = make_supernet()
-    cheapest = min(macs_of([name] * len(PLAN.cells())) for name in OPERATOR_NAMES)  # all skip
+    cheapest = min(macs_of([name] * len(PLAN.cells())) for name in tuple(OPERATORS))  # all skip
     supernet.derivation = MaxAlphaUnderMacs(cheapest)
     assert supernet.derive().macs == cheapest
     supernet.derivation = MaxAlphaUnderMacs(cheapest - 1)
@@ -174,5 +174,5 @@ def test_a_rule_sees_alpha_as_it_is_now() -> None:
     supernet = make_supernet(frame=FRAME)
     supernet.derivation = MaxAlphaUnderMacs(supernet.macs_range()[1])
     with torch.no_grad():
-        supernet.alpha_logits.zero_()[:, OPERATOR_NAMES.index("ir_k5_e3")] = 1.0
+        supernet.alpha_logits.zero_()[:, tuple(OPERATORS).index("ir_k5_e3")] = 1.0
     assert set(supernet.derive().operators) == {"ir_k5_e3"}

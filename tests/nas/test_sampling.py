@@ -9,9 +9,10 @@ from small_supernets import FRAME, PLAN, decide, eq11, make_supernet, mixed_by_h
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.sampling import HardStraightThrough, Sampling, SinglePath, SoftSum, TopK
 from a2d_lightning.nas.search_space import Plan
-from a2d_lightning.nas.supernet import OPERATOR_NAMES, Supernet, inherit_weights
+from a2d_lightning.nas.supernet import Supernet, inherit_weights
 from a2d_lightning.runtime.errors import SettingError
 
 SMALL = Plan((1, 1, 1), (4, 5, 6))
@@ -110,8 +111,8 @@ def test_the_weights_of_a_path_are_exactly_one_hot(sampling: Sampling, k: int, t
 
 @pytest.mark.parametrize("k", [-1, 0, 10])
 def test_paths_that_are_no_number_of_operators_are_refused(k: int) -> None:
-    with pytest.raises(SettingError, match=rf"sampling\.k: {k} paths"):
-        TopK(k)
+    with pytest.raises(SettingError, match=rf"sampling\.k: {k} paths of 9 operators; choose 1 to 9"):
+        make_supernet(sampling=TopK(k))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -132,7 +133,7 @@ def test_at_one_hot_alpha_every_way_to_sample_is_the_derived_network(sampling: S
 @pytest.mark.parametrize("sampling", EVERY[1:], ids=name_of)
 def test_in_evaluation_the_path_is_alphas_whatever_was_drawn(sampling: Sampling) -> None:
     supernet = make_supernet(sampling=sampling)
-    best = [OPERATOR_NAMES[i] for i in supernet.alpha_logits.argmax(-1)]
+    best = [tuple(OPERATORS)[i] for i in supernet.alpha_logits.argmax(-1)]
     assert (supernet.ranking[:, 0] != supernet.alpha_logits.argmax(-1)).any()
     backbone = supernet.derive().build(FRAME)
     inherit_weights(backbone, supernet, best)

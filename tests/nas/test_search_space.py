@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.nas.architecture import Architecture
-from a2d_lightning.nas.search_space import OPERATORS, Cell, Plan, operator_macs
+from a2d_lightning.nas.operators import OPERATORS
+from a2d_lightning.nas.search_space import Cell, Plan, operator_macs
 from a2d_lightning.runtime.errors import SettingError
 
 INVERTED = ("ir_k3_e1", "ir_k3_e3", "ir_k3_e5", "ir_k5_e1", "ir_k5_e3", "ir_k5_e5")

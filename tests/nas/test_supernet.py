@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import ActorCritic, count_parameters, initialize
 from a2d_lightning.nas.architecture import Architecture
+from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.sampling import SoftSum
-from a2d_lightning.nas.search_space import OPERATORS, Plan
-from a2d_lightning.nas.supernet import OPERATOR_NAMES, MixedCell, inherit_weights
+from a2d_lightning.nas.search_space import Plan
+from a2d_lightning.nas.supernet import MixedCell, inherit_weights
 
 # --- the derived network ----------------------------------------------------------------------------------------------
 
@@ -43,7 +44,7 @@ def test_every_operator_of_the_supernet_is_the_derived_networks(name: str) -> No
     supernet = make_supernet().eval()
     with torch.no_grad():
         supernet.alpha_logits.fill_(-1e3)
-        supernet.alpha_logits[:, OPERATOR_NAMES.index(name)] = 1e3
+        supernet.alpha_logits[:, tuple(OPERATORS).index(name)] = 1e3
         backbone = supernet.derive().build(FRAME)
         inherit_weights(backbone, supernet, [name] * len(supernet.cells))
         x = torch.rand(2, *FRAME)
@@ -80,7 +81,7 @@ def test_the_derived_architecture_says_what_its_network_is(seed: int) -> None:
     supernet = make_supernet(seed=seed)
     architecture = supernet.derive("pong", "a_teacher", 1234)
     backbone = architecture.build(FRAME)
-    assert architecture.operators == tuple(OPERATOR_NAMES[i] for i in supernet.alpha_logits.argmax(-1))
+    assert architecture.operators == tuple(tuple(OPERATORS)[i] for i in supernet.alpha_logits.argmax(-1))
     assert architecture.parameters == count_parameters(backbone)
     assert architecture.macs == supernet.argmax_macs() == count_macs(backbone, torch.Size(FRAME))
     assert (architecture.plan, architecture.frame_shape) == (PLAN, FRAME)
@@ -94,7 +95,7 @@ def test_macs_are_exact_beyond_the_integers_of_float32() -> None:
     assert macs // 4 > 2**24
     supernet = make_supernet(Plan((1,), (61,)), frame=(1, 84, 84))
     with torch.no_grad():
-        supernet.alpha_logits[0, OPERATOR_NAMES.index("conv_k5")] = 1e3
+        supernet.alpha_logits[0, tuple(OPERATORS).index("conv_k5")] = 1e3
     # stem 9 * 61 * 42^2, FC 61 * 256
     assert supernet.argmax_macs() == macs + 9 * 61 * 42 * 42 + 61 * 256
 

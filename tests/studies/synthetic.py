@@ -10,7 +10,8 @@ from toy_game import CATCH, register
 
 from a2d_lightning.agent_files import AgentCard
 from a2d_lightning.models.networks import ActorCritic
-from a2d_lightning.nas.search_space import OPERATORS, Plan
+from a2d_lightning.nas.operators import OPERATORS
+from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet
 from a2d_lightning.studies.table import Row, write_table
 

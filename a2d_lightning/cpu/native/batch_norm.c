@@ -1,12 +1,13 @@
-/* Batch norm by a batch's own statistics, with or without a ReLU after it. Rows are pixels, `channels` floats each.
+/* Batch norm with the statistics of the batch, with or without a following ReLU. Rows are pixels of `channels` floats.
 
 Forward, for each channel c, over all rows r:
     mean = sum x / rows,   invstd = 1 / sqrt(sum (x - mean)^2 / rows + eps)
     z = scale x + shift,   scale = weight invstd,   shift = bias - mean scale,   y = max(z, 0) or z
 Backward, with h = the gradient of z:
-    of bias: S = sum h,   of weight: Q invstd,   Q = sum h (x - mean)
-    of x: scale (h - S / rows - (x - mean) invstd^2 Q / rows)
-NaN goes through the ReLU as it does through torch's. */
+    gradient of bias: S = sum h
+    gradient of weight: Q invstd,   Q = sum h (x - mean)
+    gradient of x: scale (h - S / rows - (x - mean) invstd^2 Q / rows)
+The ReLU passes NaN on, as torch's does. */
 
 #include <math.h>
 #include <stdlib.h>
@@ -19,7 +20,7 @@ typedef struct {
     long rows, channels;
     int relu;
     const float *x, *gradient, *mean, *scale, *shift;
-    const float *of_x, *constant; /* the backward's factors: of_x x + constant */
+    const float *of_x, *constant; /* of the backward: scale h + of_x x + constant */
     float *out;
     double *sums; /* [CHUNKS, 2, channels] */
 } job;
@@ -37,7 +38,7 @@ FOR_EACH_CPU static void moments(const void *data, long chunk)
         long last = first + ROWS_SUMMED_IN_FLOAT < end ? first + ROWS_SUMMED_IN_FLOAT : end, r = first;
         for (long c = 0; c < n; c++)
             s[c] = q[c] = 0;
-        for (; r + 4 <= last; r += 4) { /* four rows for each trip of the sums through the first cache */
+        for (; r + 4 <= last; r += 4) { /* four rows for each load and store of the sums */
             const float *restrict a = j->x + r * n, *restrict b = a + n, *restrict d = b + n, *restrict e = d + n;
             for (long c = 0; c < n; c++) {
                 float u = a[c] - pivot[c], v = b[c] - pivot[c], w = d[c] - pivot[c], x = e[c] - pivot[c];
@@ -152,8 +153,8 @@ static double *sums_of(long channels)
     return malloc(2 * CHUNKS * channels * sizeof(double));
 }
 
-/* x, y: [rows, channels]. weight, bias: [channels]. statistics: [2, channels], written: mean and invstd. running_mean and
-running_var move by `momentum`, or are NULL. Returns 0, or 1 where memory is short. */
+/* x, y: [rows, channels]. weight, bias: [channels]. Writes y and statistics, [2, channels]: mean and invstd. Updates
+running_mean and running_var with `momentum`, unless both are NULL. Returns 0, or 1 if memory is short. */
 int a2d_batch_norm(unsigned threads, long rows, long channels, int relu, double eps,
                    double momentum, const float *x, const float *weight, const float *bias, float *running_mean,
                    float *running_var, float *statistics, float *y)
@@ -163,7 +164,7 @@ int a2d_batch_norm(unsigned threads, long rows, long channels, int relu, double 
              .out = y, .sums = sums_of(channels)};
     if (!j.sums)
         return 1;
-    /* squares are summed around a pivot near the mean, since those around zero would cancel */
+    /* sum squares around a pivot near the mean: sums around zero would lose precision by cancellation */
     for (long c = 0; c < channels; c++) {
         float sum = 0;
         for (long i = 0; i < CHUNKS; i++)
@@ -188,8 +189,8 @@ int a2d_batch_norm(unsigned threads, long rows, long channels, int relu, double 
     return 0;
 }
 
-/* gradient: of y. statistics: of the forward. of_x: [rows, channels], of_affine: [2, channels], written: the gradients of
-x, and of weight and bias. Returns 0, or 1 where memory is short. */
+/* gradient: of y. statistics: from the forward. Writes the gradient of x to of_x, [rows, channels], and those of weight
+and bias to of_affine, [2, channels]. Returns 0, or 1 if memory is short. */
 int a2d_batch_norm_backward(unsigned threads, long rows, long channels, int relu,
                             const float *x, const float *weight, const float *bias, const float *statistics,
                             const float *gradient, float *of_x, float *of_affine)

@@ -1,9 +1,8 @@
-/* The gradient of the weights of a 5x5 depthwise convolution without bias, padded by 2. Rows are pixels, `channels`
-floats each:
+/* Weight gradient of a 5x5 depthwise convolution without bias, with padding 2, in channels last:
 
-    of_weight[c, i, j] = sum over images and places (v, u) of gradient(v, u)[c] x(stride v + i - 2, stride u + j - 2)[c]
+    of_weight[c, i, j] = sum over images and pixels (v, u) of gradient(v, u)[c] x(stride v + i - 2, stride u + j - 2)[c]
 
-where x is 0 outside of the image. */
+where x is 0 outside the image. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +20,7 @@ typedef struct {
     float *sums; /* [CHUNKS, KERNEL, KERNEL, channels] */
 } job;
 
-/* One row of gradients times one row of inputs, as many channels of both as a vector has, added to one row of a kernel. */
+/* Add one row of gradients times one row of inputs to one row of a kernel, for as many channels as a vector holds. */
 #define DEFINE_ROW(vector)                                                                                             \
     static inline __attribute__((always_inline)) void row_of_##vector(const job *j, const float *x, const float *g,    \
                                                                       float *kernel)                                   \
@@ -70,7 +69,7 @@ FOR_EACH_CPU static void some_images(const void *data, long chunk)
 }
 
 /* x: [images, height, width, channels], gradient: [images, out_height, out_width, channels], channels a multiple of 8.
-of_weight: [channels, KERNEL, KERNEL], written. Returns 0, or 1 where memory is short. */
+Writes of_weight, [channels, KERNEL, KERNEL]. Returns 0, or 1 if memory is short. */
 int a2d_depthwise_of_weight(unsigned threads, long images, long height, long width,
                             long channels, long out_height, long out_width, long stride, const float *x,
                             const float *gradient, float *of_weight)

@@ -1,4 +1,4 @@
-/* Frames of bytes [images, stack, places] as floats in [0, 1], channels last: [images, places, stack]. */
+/* Conversion of byte frames [images, stack, places] to floats in [0, 1], channels last: [images, places, stack]. */
 
 #include <stdint.h>
 
@@ -17,7 +17,7 @@ FOR_EACH_CPU static void some_images(const void *data, long chunk)
     for (long image = first; image < a2d_begin(j->images, chunk + 1); image++) {
         const uint8_t *restrict frames = j->frames + image * stack * places;
         float *restrict out = j->out + image * stack * places;
-        if (stack == 4) /* a loop that compilers make vectors of */
+        if (stack == 4) /* a loop that compilers vectorize */
             for (long p = 0; p < places; p++) {
                 out[4 * p] = frames[p] / 255.0f;
                 out[4 * p + 1] = frames[places + p] / 255.0f;
@@ -31,7 +31,7 @@ FOR_EACH_CPU static void some_images(const void *data, long chunk)
     }
 }
 
-/* out is written. Returns 0. */
+/* Writes out. Returns 0. */
 int a2d_unit_frames(unsigned threads, long images, long stack, long places,
                     const uint8_t *frames, float *out)
 {

@@ -6,10 +6,10 @@ typedef struct {
     void (*chunk)(const void *job, long i);
     const void *job;
     long threads;
-    struct { _Alignas(64) atomic_long next; long end; } share[CHUNKS]; /* a cache line for each thread */
+    struct { _Alignas(64) atomic_long next; long end; } share[CHUNKS]; /* aligned to avoid false sharing */
 } work;
 
-/* GCC's GOMP_parallel, which runs function(data) on so many threads, and omp_get_thread_num. */
+/* GCC's GOMP_parallel, which runs function(data) on `threads` threads, and omp_get_thread_num. */
 static void (*run_parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 static int (*thread_number)(void);
 
@@ -19,8 +19,8 @@ void a2d_use_openmp(void (*parallel)(void (*)(void *), void *, unsigned, unsigne
     thread_number = number;
 }
 
-/* A thread begins with its own share of the chunks, since that is where torch's kernels before and after work, too, and
-what its cache holds; then it helps the others. */
+/* Each thread begins with its own share of the chunks: torch's kernels before and after use the same share, which is
+therefore in the thread's cache. Then the thread takes chunks from the other shares. */
 static void take_chunks(void *data)
 {
     work *w = data;

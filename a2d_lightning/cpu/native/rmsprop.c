@@ -1,4 +1,4 @@
-/* One step of RMSProp without momentum over many tensors, each read, or written, once:
+/* One step of RMSProp without momentum over many tensors, in one pass over each:
     square = alpha square + (1 - alpha) gradient^2,   weight = weight - rate gradient / (sqrt(square) + eps) */
 
 #include <math.h>
@@ -34,7 +34,8 @@ FOR_EACH_CPU static void step(const void *data, long chunk)
     }
 }
 
-/* sizes, weights, gradients, squares: of `count` tensors, of `elements` together. Returns 0. */
+/* sizes, weights, gradients, squares: one entry for each of `count` tensors, which have `elements` elements together.
+Updates weights and squares. Returns 0. */
 int a2d_rmsprop(unsigned threads, long count, long elements, double rate, double alpha,
                 double eps, const long *sizes, float *const *weights, const float *const *gradients,
                 float *const *squares)

@@ -1,11 +1,12 @@
-/* out = sum over k of weights[k] terms[k], and its gradients: of weights[k] the dot product of gradient and terms[k], of
-terms[k] weights[k] gradient. Every tensor is read, or written, once. */
+/* out = sum over k of weights[k] terms[k], and the backward, in one pass over each tensor:
+    gradient of weights[k]: the dot product of gradient and terms[k]
+    gradient of terms[k]: weights[k] gradient */
 
 #include <stdlib.h>
 
 #include "parallel.h"
 
-enum { BLOCK = 1024 }; /* elements that stay in the first cache for all terms */
+enum { BLOCK = 1024 }; /* elements of out or gradient that stay in the L1 cache for all terms */
 
 typedef struct {
     long elements, count;
@@ -64,7 +65,7 @@ FOR_EACH_CPU static void hand_down(const void *data, long chunk)
     }
 }
 
-/* terms: `count` tensors of `elements`. out is written. Returns 0. */
+/* terms: `count` tensors of `elements` elements. Writes out. Returns 0. */
 int a2d_weighted_sum(unsigned threads, long elements, long count, const float *weights,
                      const float *const *terms, float *out)
 {
@@ -73,7 +74,7 @@ int a2d_weighted_sum(unsigned threads, long elements, long count, const float *w
     return 0;
 }
 
-/* gradient: of out. of_weights and of_terms are written. Returns 0, or 1 where memory is short. */
+/* gradient: of out. Writes the gradients of_weights and of_terms. Returns 0, or 1 if memory is short. */
 int a2d_weighted_sum_backward(unsigned threads, long elements, long count, const float *weights,
                               const float *const *terms, const float *gradient, float *of_weights,
                               float *const *of_terms)

@@ -1,0 +1,1 @@
+"""Configs of the stages; ``scale`` holds overlays."""

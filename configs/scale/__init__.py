@@ -1,0 +1,1 @@
+"""Overlays that fit every stage to a machine or a game."""

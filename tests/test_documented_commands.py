@@ -1,0 +1,72 @@
+"""Every command in README and docs runs: at smoke scale, in the order of its page, in an empty folder."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- needs: (?P<needs>[^\n]*) -->\n)?```bash\n(?P<text>.*?)```", re.DOTALL)
+SMALL = ["--data.total_env_steps", "20", "--data.env_steps_per_epoch", "20", "--data.evaluation_games", "1"]
+"""Settings that end a run after its first rollout."""
+
+
+def commands(page: Path, marked: bool = False) -> list[str]:
+    """Commands of a page's blocks: of those that are marked with what they need, or of the others."""
+    found = []
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if (block["needs"] is not None) == marked:
+            text = block["text"].replace("\\\n", " ")
+            found += [line.split("  #")[0].strip() for line in text.splitlines() if line.strip()]
+    return found
+
+
+def smaller(command: str) -> list[str]:
+    """The command's words, with settings that make it small."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "a2d_lightning"], f"{command!r}: mark it with what it needs"
+    if words[3] in ("fit", "test", "validate"):
+        small = list(SMALL) if words[3] == "fit" else SMALL[-2:]
+        if "configs/random.yaml" not in words and words[3] == "fit":
+            small += ["--data.num_envs", "4", "--data.rollout_length", "5", "--trainer.log_every_n_steps", "1"]
+            small += ["--model.algorithm", "A2C"] if any("laptop" in word for word in words) else []
+        words += [*small, "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    return [sys.executable, *words[1:]]
+
+
+def test_blocks_are_found_and_marked() -> None:
+    assert len(commands(ROOT / "README.md")) >= 2
+    assert len(commands(ROOT / "docs" / "getting-started.md")) >= 6
+
+
+MARKED = [
+    command for page in PAGES for command in commands(page, marked=True) if "a2d_lightning fit --config" in command
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [each for each in dict.fromkeys(MARKED) if "my_" not in each])
+def test_settings_of_commands_that_need_more_are_known(command: str, tmp_path: Path) -> None:
+    words = [*shlex.split(command.replace("$i", "0")), "--print_config"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    words = [sys.executable, *words[words.index("-m") :]]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in commands(page):
+        words = smaller(command)
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
