@@ -14,8 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from a2d_lightning.cpu.cores import usable_cores
-from a2d_lightning.cpu.openmp_threads import affinity_offset
+from a2d_lightning.cpu.cores import affinity_offset, usable_cores
 from a2d_lightning.rollouts.collection import (
     CollectionBackend,
     EnvSpec,
@@ -237,7 +236,6 @@ class RolloutDataModule(L.LightningDataModule):
             affinity_offset=affinity_offset(threads, trainer.local_rank if trainer is not None else 0, local_ranks),
             wrappers=self.wrappers,
             max_env_steps_per_game=self.max_env_steps_per_game,
-            acts_on_cpu=trainer is None or trainer.strategy.root_device.type == "cpu",
         )
 
     def make_env(self, num_envs: int, seed: int) -> "GameEnv":

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from a2d_lightning.cpu.depthwise import DepthwiseConv5x5
 from a2d_lightning.cpu.fused_batch_norm import FusedSequential
-from a2d_lightning.cpu.pointwise import PointwiseConv
 from a2d_lightning.nas.sampling import SoftSum
 
 
@@ -28,7 +27,7 @@ class PlainSoftSum(SoftSum):
 def plain_layers(module: nn.Module) -> None:
     """Replace the accelerated layers in ``module`` by torch's, in place (the inverse of ``accelerate``)."""
     for layer in module.modules():
-        if isinstance(layer, DepthwiseConv5x5 | PointwiseConv):
+        if isinstance(layer, DepthwiseConv5x5):
             layer.__class__ = nn.Conv2d
         elif isinstance(layer, FusedSequential):
             layer.__class__ = nn.Sequential

@@ -313,15 +313,6 @@ def test_a_probability_outside_0_to_1_is_refused(probability: float) -> None:
         RolloutDataModule("Pong", frames=FrameSettings(sticky_action_probability=probability))
 
 
-@pytest.mark.parametrize(("device", "parks"), [("cpu", True), ("cuda", False)])
-def test_torchs_threads_make_room_for_the_emulators_where_they_act(device: str, parks: bool) -> None:
-    data = on_rank(RolloutDataModule("Pong", num_envs=2))
-    data.trainer.strategy.root_device = torch.device(device)
-    env = data.make_env(2, seed=0)
-    env.close()
-    assert (env.parked is not None) == parks
-
-
 def test_the_data_says_what_the_model_needs_to_know() -> None:
     pong = RolloutDataModule("ALE/Pong-v5", frames=FrameSettings(size=42))
     assert (pong.game, pong.num_actions, pong.frame_shape) == ("pong", 6, (4, 42, 42))

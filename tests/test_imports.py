@@ -23,7 +23,7 @@ FOLDERS = {
     "agent_files": {"nas", "models", "runtime", "rollouts.games"},
     "data": {"rollouts", "cpu", "runtime"},
     "modules": {
-        *("rl", "nas", "models", "agent_files", "runtime", "cpu.rmsprop"),
+        *("rl", "nas", "models", "agent_files", "runtime"),
         *("rollouts.policy", "rollouts.evaluation", "rollouts.envs"),
     },
     "callbacks": {"modules", "nas", "models", "runtime"},

@@ -8,7 +8,6 @@ from torch import nn
 from a2d_lightning.cpu.depthwise import DepthwiseConv5x5
 from a2d_lightning.cpu.fused_batch_norm import FusedSequential
 from a2d_lightning.cpu.kernels import SWITCH
-from a2d_lightning.cpu.pointwise import PointwiseConv
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,8 +30,6 @@ def accelerate(network: M) -> M:
     for layer in network.modules():
         if type(layer) is nn.Sequential:
             layer.__class__ = FusedSequential
-        elif type(layer) is nn.Conv2d and PointwiseConv.replaces(layer):
-            layer.__class__ = PointwiseConv
         elif type(layer) is nn.Conv2d and DepthwiseConv5x5.replaces(layer):
             layer.__class__ = DepthwiseConv5x5
     return network

@@ -50,6 +50,24 @@ def _quota(folder: Path, files: list[str]) -> Iterator[float]:
         yield int(quota) / int(period)
 
 
+def affinity_offset(num_threads: int, process: int, processes: int) -> int:
+    """Return the core of a process's first emulator thread; the process's other threads use the following cores.
+
+    The system often wakes two emulator threads on one core while another core is idle. Threads are bound only if the
+    processes on this machine together have one emulator thread for each core. With fewer threads, every run would use
+    the same few cores.
+
+    Args:
+        num_threads: Emulator threads of each process.
+        process: Index of this process on this machine, from 0.
+        processes: Number of processes on this machine.
+
+    Returns:
+        The index of the core, or -1 to leave the threads to the system's scheduler.
+    """
+    return process * num_threads if num_threads * processes == usable_cores() == os.cpu_count() else -1
+
+
 def let_waiting_threads_sleep() -> bool:
     """Set how soon torch's waiting threads sleep; must be called before torch is imported.
 

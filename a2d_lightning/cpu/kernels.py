@@ -8,16 +8,16 @@ import ctypes
 import functools
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-
-from a2d_lightning.cpu.openmp_threads import gcc_openmp
 
 SWITCH = "A2D_NATIVE"
 """Environment variable that disables this package's kernels and layers if it is ``0``."""
@@ -52,8 +52,6 @@ class Kernels:
         self.batch_norm = self._function("batch_norm", _LONG, _LONG, _INT, _DOUBLE, _DOUBLE, *[_POINTER] * 7)
         self.batch_norm_backward = self._function("batch_norm_backward", _LONG, _LONG, _INT, *[_POINTER] * 7)
         self.depthwise_of_weight = self._function("depthwise_of_weight", *[_LONG] * 7, *[_POINTER] * 3)
-        self.rmsprop = self._function("rmsprop", _LONG, _LONG, *[_DOUBLE] * 3, *[_POINTER] * 4)
-        self.unit_frames = self._function("unit_frames", *[_LONG] * 3, *[_POINTER] * 2)
         self.weighted_sum = self._function("weighted_sum", _LONG, _LONG, *[_POINTER] * 3)
         self.weighted_sum_backward = self._function("weighted_sum_backward", _LONG, _LONG, *[_POINTER] * 5)
 
@@ -71,11 +69,6 @@ class Kernels:
 def addresses(tensors: Sequence[Tensor]) -> Any:
     """Return the addresses of the tensors' data as a C array of ``void *``."""
     return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
-
-
-def sizes(tensors: Sequence[Tensor]) -> Any:
-    """Return the number of elements of each tensor as a C array of ``long``."""
-    return (ctypes.c_long * len(tensors))(*[tensor.numel() for tensor in tensors])
 
 
 def are_plain(*tensors: Tensor) -> bool:
@@ -117,3 +110,18 @@ def kernels() -> Kernels | None:
             stacklevel=2,
         )
         return None
+
+
+@functools.cache
+def gcc_openmp() -> ctypes.PyDLL | None:
+    """Return the OpenMP library that torch uses, or None if it is not GCC's."""
+    if sys.platform != "linux":
+        return None
+    try:
+        # already loaded; a symbol is also looked up in the libraries that this one depends on
+        openmp = ctypes.PyDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        found = openmp.GOMP_parallel_start, openmp.GOMP_parallel_end
+    except (OSError, AttributeError):
+        return None
+    del found
+    return None if hasattr(openmp, "kmp_set_blocktime") else openmp  # present in LLVM's and Intel's only

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from a2d_lightning.cpu.accelerate import accelerate
-from a2d_lightning.cpu.frames import unit_frames
 from a2d_lightning.models.layers import BasicBlock, FrameShape, pooled_features
 from a2d_lightning.runtime.errors import SettingError
 
@@ -144,7 +143,7 @@ class ActorCritic(nn.Module):
         dtype = next(self.parameters()).dtype
         times = pixels.shape[-1] // self.frame_shape[-1]
         if times == 1:
-            frames = unit_frames(pixels, dtype)
+            frames = pixels.to(dtype, memory_format=torch.channels_last) / 255.0
         else:
             frames = F.avg_pool2d(pixels.to(dtype, memory_format=torch.channels_last), times).round() / 255.0
         features = self.backbone(frames)

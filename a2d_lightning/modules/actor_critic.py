@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from a2d_lightning.agent_files import AgentCard, FrozenTeacher, load_teacher
-from a2d_lightning.cpu.rmsprop import RMSprop
 from a2d_lightning.models.layers import FrameShape
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import ActorCritic, initialize, scaled_frame_shape
@@ -52,7 +51,7 @@ def rmsprop(params: Any) -> Optimizer:
     Args:
         params: parameters or parameter groups.
     """
-    return RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5, foreach=True)
+    return torch.optim.RMSprop(params, lr=1e-3, alpha=0.99, eps=1e-5, foreach=True)
 
 
 class ActorCriticModule(EvaluatedModule):

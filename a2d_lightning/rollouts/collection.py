@@ -11,7 +11,6 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from a2d_lightning.cpu.openmp_threads import ParkedThreads
 from a2d_lightning.models.normalization import frozen_batch_norm_statistics
 from a2d_lightning.rollouts.games import MAX_ENV_STEPS_PER_GAME, FrameSettings
 from a2d_lightning.rollouts.policy import SamplingPolicy
@@ -37,8 +36,6 @@ class EnvSpec:
     """Name of the process that plays the games, for error messages: ``rank 0``."""
     affinity_offset: int = -1
     """First core of the emulator threads, which are pinned one per core; -1 disables pinning."""
-    acts_on_cpu: bool = True
-    """Whether the agent acts on the CPU, where torch's threads compete with the emulators for cores."""
     wrappers: tuple[str | dict[str, Any], ...] = ()
     """Wrappers around each Gymnasium environment, the first one innermost."""
     max_env_steps_per_game: int = MAX_ENV_STEPS_PER_GAME
@@ -49,7 +46,6 @@ class EnvSpec:
         from a2d_lightning.rollouts.envs import make_env  # noqa: PLC0415 (slow to import)
 
         watchdog = Watchdog(f"data.game: an environment of {self.game} ({self.owner})", self.timeout_seconds)
-        parked = ParkedThreads(self.num_threads) if self.acts_on_cpu else None
         return make_env(
             self.game,
             self.num_envs,
@@ -59,7 +55,6 @@ class EnvSpec:
             self.noop_max,
             self.affinity_offset,
             watchdog,
-            parked,
             self.wrappers,
             self.max_env_steps_per_game,
         )

@@ -19,7 +19,6 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Binary, Categorical, Composite, Unbounded, UnboundedContinuous
 from torchrl.envs import EnvBase
 
-from a2d_lightning.cpu.openmp_threads import ParkedThreads
 from a2d_lightning.rollouts.action_log import KEEP_RNG, ActionLog, Reset
 from a2d_lightning.rollouts.games import MAX_ENV_STEPS_PER_GAME, FrameSettings, atari_rom, is_gymnasium_id
 from a2d_lightning.rollouts.gymnasium_games import WrapperSetting, gymnasium_games
@@ -85,7 +84,6 @@ class GameEnv(EnvBase):
         seed: Seed from which the seeds of all games are drawn.
         decisions_per_seed: Minimum number of decisions between two seeds of an environment.
         watchdog: Terminates the process if an emulator hangs.
-        parked: Puts torch's waiting threads to sleep while the emulators run.
     """
 
     batch_locked = True
@@ -96,13 +94,11 @@ class GameEnv(EnvBase):
         seed: int,
         decisions_per_seed: int = 0,
         watchdog: Watchdog | None = None,
-        parked: ParkedThreads | None = None,
     ) -> None:
         num_envs = vector.num_envs
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.vector = vector
         self.watchdog = watchdog
-        self.parked = parked
         self.num_actions = int(vector.single_action_space.n)  # type: ignore[attr-defined]
         self.frame_shape: tuple[int, ...] = tuple(vector.single_observation_space.shape or ())
         pixels = Unbounded((num_envs, *self.frame_shape), dtype=torch.uint8)
@@ -152,7 +148,7 @@ class GameEnv(EnvBase):
                 seeds[i] = self._seed_streams[i].integers(2**31)
         self.action_log.reset(mask, seeds)
         now.decisions_since_seed[mask & (seeds != KEEP_RNG)] = 0
-        with self.parked or nullcontext(), self._emulating():
+        with self._emulating():
             pixels, info = _masked_reset(self.vector, seeds, mask)
         # output for environments that were not reset is unspecified
         now.pixels = now.pixels.copy()
@@ -179,24 +175,21 @@ class GameEnv(EnvBase):
         # an action out of range kills ale-py's worker thread, and the next call would block forever
         if actions.min() < 0 or actions.max() >= self.num_actions:
             raise ValueError(f"action outside 0..{self.num_actions - 1}: {actions.tolist()}")
-        with self.parked or nullcontext():
-            with self._emulating():
-                self._now.pixels, reward, terminated, truncated, info = self.vector.step(actions)
-            if self.parked is not None:
-                self.parked.wake()
-            if frames is not None:
-                np.copyto(frames, self._now.pixels)
-            self.action_log.step(actions)
-            self._now.decisions_since_seed += 1
-            rewards = reward.astype(np.float32)
-            if not np.isfinite(rewards).all():
-                self._refuse(rewards)
-            self._now.game_score = self._now.game_score + rewards
-            lives = np.array(info["lives"]) if "lives" in info else self._now.lives
-            life_lost = lives < self._now.lives
-            self._now.lives = lives
-            ended, cut = terminated.astype(bool), truncated.astype(bool)
-            return StepResult(self._now.pixels, rewards, self._now.game_score, life_lost, ended, cut)
+        with self._emulating():
+            self._now.pixels, reward, terminated, truncated, info = self.vector.step(actions)
+        if frames is not None:
+            np.copyto(frames, self._now.pixels)
+        self.action_log.step(actions)
+        self._now.decisions_since_seed += 1
+        rewards = reward.astype(np.float32)
+        if not np.isfinite(rewards).all():
+            self._refuse(rewards)
+        self._now.game_score = self._now.game_score + rewards
+        lives = np.array(info["lives"]) if "lives" in info else self._now.lives
+        life_lost = lives < self._now.lives
+        self._now.lives = lives
+        ended, cut = terminated.astype(bool), truncated.astype(bool)
+        return StepResult(self._now.pixels, rewards, self._now.game_score, life_lost, ended, cut)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         num_envs = self.batch_size[0]
@@ -313,7 +306,6 @@ def make_env(
     noop_max: int,
     affinity_offset: int = -1,
     watchdog: Watchdog | None = None,
-    parked: ParkedThreads | None = None,
     wrappers: Sequence[WrapperSetting] = (),
     max_env_steps_per_game: int = MAX_ENV_STEPS_PER_GAME,
 ) -> GameEnv:
@@ -328,7 +320,6 @@ def make_env(
         noop_max: No-op actions at the start of a game are drawn from 0 to ``noop_max - 1`` (Atari only).
         affinity_offset: First core of the emulator threads, pinned one per core; -1 disables pinning (Atari only).
         watchdog: Terminates the process if an emulator hangs.
-        parked: Puts torch's waiting threads to sleep while the emulators run (Atari only).
         wrappers: Wrappers around each Gymnasium environment, the first one innermost (not for Atari).
         max_env_steps_per_game: Step limit of a game, for Gymnasium environments without a time limit.
 
@@ -342,7 +333,7 @@ def make_env(
     vector = atari_vector(game, num_envs, frames, num_threads, noop_max, affinity_offset)
     if wrappers:
         raise SettingError("data.wrappers: Atari games run in C++, outside of Gymnasium's wrappers; leave it out.")
-    return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog, parked)
+    return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog)
 
 
 class ColorAtari(AtariVectorEnv):

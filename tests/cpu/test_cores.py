@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from a2d_lightning.cpu import cores
-from a2d_lightning.cpu.cores import let_waiting_threads_sleep, usable_cores
+from a2d_lightning.cpu.cores import affinity_offset, let_waiting_threads_sleep, usable_cores
+from a2d_lightning.rollouts.envs import FrameSettings, make_env
 
 
 @pytest.fixture
@@ -105,3 +106,37 @@ def test_waiting_threads_are_asleep_before_torch_is_there():
     script = "import sys, os; import a2d_lightning.__main__ as m; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("num_threads", "process", "processes", "usable", "expected"),
+    [
+        (16, 0, 1, 16, 0),
+        (8, 1, 2, 16, 8),
+        (4, 3, 4, 16, 12),
+        (4, 0, 1, 16, -1),  # four runs of four threads each would meet on the first four cores
+        (16, 0, 2, 16, -1),
+        (8, 0, 1, 8, -1),  # half of the machine: which cores these are is not known to ale-py
+    ],
+)
+def test_threads_are_bound_only_where_they_fill_the_machine(
+    num_threads: int, process: int, processes: int, usable: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(cores, "usable_cores", lambda: usable)
+    assert affinity_offset(num_threads, process, processes) == expected
+
+
+def emulator_cores(first: int) -> list[set[int]]:
+    """Where each thread of a new environment may run."""
+    before = set(os.listdir("/proc/self/task"))
+    env = make_env("Pong", 2, FrameSettings(), 0, num_threads=2, noop_max=1, affinity_offset=first)
+    found = [os.sched_getaffinity(int(thread)) for thread in sorted(set(os.listdir("/proc/self/task")) - before)]
+    env.close()
+    return found
+
+
+def test_each_emulator_thread_has_its_core() -> None:
+    everywhere = os.sched_getaffinity(0)
+    assert emulator_cores(-1) == [everywhere, everywhere]
+    assert emulator_cores(0) == [{0}, {1}]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from a2d_lightning.cpu.accelerate import accelerate
 from a2d_lightning.cpu.fused_batch_norm import FusedSequential
 from a2d_lightning.cpu.kernels import Kernels, kernels
 from a2d_lightning.nas.search_space import Plan
@@ -33,7 +34,7 @@ def test_they_were_built() -> None:
 def gradients_of_a_supernet() -> list[Tensor]:
     torch.manual_seed(0)
     # 16 channels of 21 x 21 for 8 frames: 56,448 elements, more than one thread's share
-    supernet = Supernet(Plan((1, 1), (16, 24)), (4, 42, 42)).to(memory_format=torch.channels_last)
+    supernet = accelerate(Supernet(Plan((1, 1), (16, 24)), (4, 42, 42))).to(memory_format=torch.channels_last)
     supernet(torch.rand(8, 4, 42, 42).to(memory_format=torch.channels_last)).square().sum().backward()
     return [p.grad for p in supernet.parameters() if p.grad is not None]
 
