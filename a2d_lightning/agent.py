@@ -56,7 +56,7 @@ def load_agent(source: str | Path) -> Agent:
 
     No code from the file is executed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import a2d_lightning
         >>> agent = a2d_lightning.load_agent("pong_four_conv_42")

@@ -109,7 +109,7 @@ class RolloutDataModule(L.LightningDataModule):
 
     An evaluation batch is an int64 tensor of game seeds; the games are split over the ranks without repeats.
 
-    Example:
+    Examples:
         >>> data = RolloutDataModule("Pong", num_envs=4, rollout_length=5, total_env_steps=100, env_steps_per_epoch=100)
         >>> data.frame_shape, data.num_actions
         ((4, 84, 84), 6)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from docstring_parser import parse
+from docstring_parser import parse_from_object
 
 MARKER = re.compile(r"^<!-- settings: (?P<path>[\w.]+) -->$", re.MULTILINE)
 
@@ -27,8 +27,8 @@ def settings_table(path: str) -> str:
     cls = getattr(importlib.import_module(module), name)
     described: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        for text in (base.__dict__.get("__doc__"), getattr(base.__dict__.get("__init__"), "__doc__", None)):
-            described |= {each.arg_name: each.description or "" for each in parse(text or "").params}
+        if base is not object:
+            described |= {each.arg_name: each.description or "" for each in parse_from_object(base).params}
     rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for argument in _arguments(cls):
         if module.startswith("a2d_lightning.modules") and argument.name in LINKED:

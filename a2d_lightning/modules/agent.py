@@ -13,7 +13,7 @@ from a2d_lightning.nas.operators import operators_of
 class AgentModule(ActorCriticModule):
     """Training of the network that a search derived.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from a2d_lightning.nas.search_space import Plan

@@ -47,7 +47,7 @@ class SearchModule(ActorCriticModule):
 
     PPO repeats steps 2 to 6 for each minibatch. BiLevel and UnrolledBiLevel step theta and alpha on different rollouts.
 
-    Example:
+    Examples:
         >>> from a2d_lightning.nas.search_space import Plan
         >>> plan = Plan(cells_per_group=(1, 1), channels=(8, 16))
         >>> search = SearchModule(plan, game="pong", frame_shape=(4, 42, 42), num_actions=6, total_env_steps=80_000)

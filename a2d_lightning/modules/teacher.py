@@ -10,7 +10,7 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 class TeacherModule(ActorCriticModule):
     """Training of a hand-designed backbone with two heads.
 
-    Example:
+    Examples:
         >>> import torch
         >>> settings = {"game": "pong", "frame_shape": (4, 42, 42), "num_actions": 6}
         >>> teacher = TeacherModule("four_conv", **settings, total_env_steps=1000)

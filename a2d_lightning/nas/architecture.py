@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 class Architecture:
     """Description of a derived backbone, which can be built from it without any search code.
 
-    Example:
+    Examples:
         >>> from a2d_lightning.nas.search_space import Plan
         >>> plan = Plan(cells_per_group=(1, 1), channels=(8, 16))
         >>> architecture = Architecture(("ir_k3_e1", "skip"), plan, (4, 42, 42), macs=0, parameters=0)

@@ -55,7 +55,7 @@ class Supernet(nn.Module):
     and ``tau`` the temperature. All three are buffers, so that a checkpoint holds the current draw. In evaluation mode
     there is no noise.
 
-    Example:
+    Examples:
         >>> from a2d_lightning.nas.search_space import Plan
         >>> supernet = Supernet(Plan(cells_per_group=(1, 1), channels=(8, 16)), (4, 42, 42))
         >>> supernet.draw(torch.Generator().manual_seed(0))
