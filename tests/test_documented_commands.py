@@ -70,3 +70,37 @@ def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
         words = smaller(command)
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+def test_the_operator_of_the_documentation_is_searched_and_retrained(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for block in re.finditer(r"```(?:python|yaml)\n# (?P<path>\S+)\n(?P<text>.*?)```", text, re.DOTALL):
+        path = tmp_path / block["path"]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block["text"], encoding="utf-8")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    operators = [each for each in commands(ROOT / "docs" / "extending.md", marked=True) if "my_operators" in each]
+    assert len(operators) == 2
+    for command in operators:
+        words = [
+            *smaller(command),
+            "--model.teacher",
+            "null",
+            "--model.distillation",
+            "none",
+            "--data.frames.size",
+            "42",
+        ]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+def test_the_search_of_the_python_page_runs(tmp_path: Path) -> None:
+    script = str(ROOT / "examples" / "search_from_python.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, "160"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Architecture(operators=(" in done.stdout
