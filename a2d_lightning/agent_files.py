@@ -45,6 +45,8 @@ class AgentCard:
     architecture: dict[str, Any] | None = None
     """Architecture of a derived network, or plan of a supernet; None for hand-designed backbones."""
     normalization: Normalization = "batch"
+    frames: dict[str, Any] | None = None
+    """Preprocessing of images (:class:`~a2d_lightning.rollouts.games.FrameSettings`); None in files that lack it."""
 
     @staticmethod
     def from_dict(content: dict[str, Any], source: str) -> "AgentCard":
@@ -78,6 +80,7 @@ class AgentCard:
             env_steps=content["env_steps"],
             architecture=content.get("architecture"),
             normalization=normalization,
+            frames=content.get("frames"),
         )
 
     def identity(self) -> tuple[Any, ...]:
@@ -100,8 +103,8 @@ class AgentCard:
         for name, its, ours in zip(IDENTITY, self.identity(), mine.identity(), strict=True):
             if its != ours:
                 raise SettingError(
-                    f"ckpt_path: the checkpoint's {name} is {its}, the settings say {ours}; give the config it was "
-                    "trained with."
+                    f"ckpt_path: the checkpoint's {name} is {its}, but the settings give {ours}; use the config that "
+                    "the checkpoint was trained with."
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,13 +119,13 @@ class AgentCard:
         """
         if self.network == "supernet":
             raise SettingError(
-                "a search's checkpoint holds a supernet, which can neither teach nor be exported; retrain its "
-                "architecture and take that checkpoint."
+                "a search checkpoint contains a supernet, which can be neither a teacher nor exported; retrain the "
+                "derived architecture and use that checkpoint."
             )
         if self.network not in (*BACKBONES, "derived"):
             raise SettingError(
-                f"network {self.network!r} is not one of {', '.join(BACKBONES)} and derived; its checkpoint can "
-                "neither teach nor be exported."
+                f"network {self.network!r} is not one of {', '.join(BACKBONES)} or derived; such a checkpoint can be "
+                "neither a teacher nor exported."
             )
         architecture = Architecture.from_dict(self.architecture, "card") if self.architecture else None
         backbone = build_backbone(self.network, architecture, self.frame_shape)
@@ -198,15 +201,15 @@ def load_teacher(teacher: str, game: str, frame_shape: FrameShape, num_actions: 
     if not path.is_file():
         names = ", ".join(bundled_teachers()) or "none"
         raise SettingError(
-            f"model.teacher: {teacher!r} is no file and no bundled teacher (bundled: {names}); train one with "
-            f"`python -m a2d_lightning fit --config configs/teacher.yaml --data.game {game}` and name its checkpoint."
+            f"model.teacher: {teacher!r} is neither a file nor a bundled teacher (bundled: {names}); train one with "
+            f"`python -m a2d_lightning fit --config configs/teacher.yaml --data.game {game}` and pass its checkpoint."
         )
     card, weights = read_agent(path)
     check_teacher(card, teacher, game, frame_shape, num_actions)
     agent = card.build()
     load_weights(agent, weights, str(path))
     if broken := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
-        raise SettingError(f"model.teacher: {teacher!r} has weights that are not finite ({broken[0]}); take another.")
+        raise SettingError(f"model.teacher: {teacher!r} has non-finite weights ({broken[0]}); choose another.")
     return FrozenTeacher(agent)
 
 
@@ -229,17 +232,20 @@ def check_teacher(card: AgentCard, teacher: str, game: str, frame_shape: FrameSh
     if without_module(card.game) != without_module(game):
         raise SettingError(
             f"model.teacher: {teacher!r} plays {card.game}, not {game}; train one with `python -m a2d_lightning fit "
-            f"--config configs/teacher.yaml --data.game {game}` and name its checkpoint."
+            f"--config configs/teacher.yaml --data.game {game}` and pass its checkpoint."
         )
     if card.num_actions != num_actions:
-        raise SettingError(f"model.teacher: {teacher!r} has {card.num_actions} actions, data.game has {num_actions}.")
+        raise SettingError(
+            f"model.teacher: {teacher!r} has {card.num_actions} actions, but data.game has {num_actions}; choose "
+            "another."
+        )
     stack, height, width = card.frame_shape
     fits = frame_shape[0] == stack and frame_shape[1] % height == 0 and frame_shape[2] % width == 0
     if not fits or frame_shape[1] // height != frame_shape[2] // width:
         raise SettingError(
-            f"model.teacher: {teacher!r} sees {stack} frames of {height}x{width} and cannot be fed "
-            f"{frame_shape[0]} of {frame_shape[1]}x{frame_shape[2]}; data.frames.size must be a multiple of {height} "
-            f"(model.agent_frame_size gives the student smaller frames) and data.frames.stack {stack}."
+            f"model.teacher: {teacher!r} needs {stack} frames of {height}x{width} and cannot use {frame_shape[0]} "
+            f"frames of {frame_shape[1]}x{frame_shape[2]}; set data.frames.size to a multiple of {height} "
+            f"(model.agent_frame_size gives the student smaller frames) and data.frames.stack to {stack}."
         )
 
 
@@ -258,20 +264,36 @@ def read_agent(path: Path) -> tuple[AgentCard, dict[str, Tensor]]:
             _check_sums(path)
             checkpoint = load(path)
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict", {}), dict):
-                raise SettingError(f"{path}: holds no agent; it was not written by a2d_lightning.")
+                raise SettingError(f"{path}: contains no agent; the file was not written by a2d_lightning.")
             content = checkpoint.get("agent_card")
+            if isinstance(content, dict):
+                content = {**content, "frames": _frames_of_run(checkpoint)}
             weights = {
                 name.removeprefix("agent."): tensor
                 for name, tensor in checkpoint.get("state_dict", {}).items()
                 if name.startswith("agent.")
             }
     except FileNotFoundError as error:
-        raise SettingError(f"{path}: its card {path.with_suffix('.json').name} is missing beside it.") from error
+        raise SettingError(
+            f"{path}: the card {path.with_suffix('.json').name} is missing from the same folder."
+        ) from error
     except (SafetensorError, ValueError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise SettingError(f"{path}: not a readable agent file ({type(error).__name__}); export it again.") from error
+        raise SettingError(
+            f"{path}: not a readable agent file ({type(error).__name__}); export the agent again."
+        ) from error
     if not isinstance(content, dict):
-        raise SettingError(f"{path}: holds no agent card; it was not written by a2d_lightning.")
+        raise SettingError(f"{path}: contains no agent card; the file was not written by a2d_lightning.")
     return AgentCard.from_dict(content, str(path)), weights
+
+
+def _frames_of_run(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the preprocessing of a run, from the state of its data module in a checkpoint."""
+    data = checkpoint.get("RolloutDataModule")
+    settings = data.get("settings") if isinstance(data, dict) else None
+    prefix = "data.frames."
+    if not isinstance(settings, dict):
+        return None
+    return {name.removeprefix(prefix): value for name, value in settings.items() if name.startswith(prefix)} or None
 
 
 def _check_sums(path: Path) -> None:
@@ -284,9 +306,9 @@ def _check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             altered = archive.testzip()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
-        raise SettingError(f"{path}: is torn or no checkpoint ({error}); take an earlier one.") from error
+        raise SettingError(f"{path}: is truncated or not a checkpoint ({error}); use an earlier one.") from error
     if altered is not None:
-        raise SettingError(f"{path}: is damaged ({altered} is not as it was written); take an earlier one.")
+        raise SettingError(f"{path}: is damaged ({altered} differs from what was written); use an earlier one.")
 
 
 def _check_hash(path: Path, card: Any) -> None:
@@ -297,7 +319,7 @@ def _check_hash(path: Path, card: Any) -> None:
     """
     expected = card.get("weights_sha256") if isinstance(card, dict) else None
     if expected is not None and hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-        raise SettingError(f"{path}: is damaged, or its card {path.with_suffix('.json').name} is another file's.")
+        raise SettingError(f"{path}: is damaged, or the card {path.with_suffix('.json').name} belongs to another file.")
 
 
 def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) -> None:
@@ -314,7 +336,7 @@ def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) ->
     try:
         agent.load_state_dict(weights)
     except RuntimeError as error:
-        raise SettingError(f"{source}: the weights do not fit the network that the card names.") from error
+        raise SettingError(f"{source}: the weights do not fit the network described by the card.") from error
 
 
 def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
@@ -337,6 +359,27 @@ def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:
         raise SettingError(f"{path}: cannot be written ({error.strerror}); choose another --output.") from error
 
 
+def check_checkpoint(checkpoint: dict[str, Any], card: AgentCard, state: dict[str, Any]) -> None:
+    """Check that a run can be resumed from a checkpoint.
+
+    Args:
+        checkpoint: Content of the file.
+        card: Card of the agent that the settings describe.
+        state: State dict of the module that the settings describe.
+
+    Raises:
+        SettingError: If the checkpoint is not of this package, or belongs to another game or network.
+    """
+    if "weight_updates" not in checkpoint or "agent_card" not in checkpoint:
+        raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning; choose another.")
+    AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path").check_settings(card)
+    for name, tensor in checkpoint.get("state_dict", {}).items():
+        expected = list(state[name].shape) if name in state else "absent"
+        found = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        if found != expected:
+            raise SettingError(f"ckpt_path: the checkpoint's {name} is {found} and not {expected}; choose another.")
+
+
 def newest_intact(folder: Path) -> Path | None:
     """Return the newest intact checkpoint of a folder, and print a warning for each damaged one that is newer.
 
@@ -354,8 +397,8 @@ def newest_intact(folder: Path) -> Path | None:
             rank_zero_info(f"warning: {error}")
         else:
             if path != found[0]:
-                rank_zero_info(f"going on from {path}, saved before it")
+                rank_zero_info(f"resuming from {path}, an earlier checkpoint")
             return path
     if found:
-        raise SettingError(f"--ckpt_path: every checkpoint in {str(folder)!r} is damaged; name another.")
+        raise SettingError(f"--ckpt_path: every checkpoint in {str(folder)!r} is damaged; give the path of another.")
     return None

@@ -29,7 +29,9 @@ FOLDERS = {
     "callbacks": {"modules", "nas", "models", "runtime"},
     "agent": {"agent_files", "models", "rollouts.policy", "runtime"},
     "bundled_teachers": set(),
-    "cli": {"modules", "data", "agent_files", "rollouts", "nas", "models", "cpu", "runtime"},
+    "deploy": {"agent_files", "models", "rollouts", "runtime"},
+    "onnx_player": set(),
+    "cli": {"deploy", "modules", "data", "agent_files", "rollouts", "nas", "models", "cpu", "runtime"},
     "studies": {"__main__", "cli", "modules", "data", "agent_files", "rollouts", "nas", "models", "cpu", "runtime"},
 }
 """What each folder (or file) of the package may import of the others: whole folders, or single files."""

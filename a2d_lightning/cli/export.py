@@ -1,34 +1,41 @@
-"""``python -m a2d_lightning export``: weights of an agent as safetensors, with a card that describes the network."""
+"""``python -m a2d_lightning export``: an agent as safetensors with a card, as ONNX, or for ``torch.export``."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from a2d_lightning.agent_files import load_weights, read_agent, write_agent
+from a2d_lightning.agent_files import AgentCard, bundled_teachers, load_weights, read_agent, write_agent
 from a2d_lightning.cli.arguments import description
 from a2d_lightning.models.macs import count_macs
-from a2d_lightning.models.networks import count_parameters
+from a2d_lightning.models.networks import ActorCritic, count_parameters
 from a2d_lightning.runtime.errors import SettingError
 
 
 def export(args: list[str]) -> None:
-    """Export the agent in a checkpoint as <output>.safetensors and its card as <output>.json.
+    """Export an agent: as <output>.safetensors with its card <output>.json, as <output>.onnx or as <output>.pt2.
 
     Raises:
         SettingError: If the checkpoint is missing, damaged or holds a supernet, the file of --test is not a test
             result, or the output cannot be written or holds other weights.
     """
     parser = ArgumentParser(prog="a2d_lightning export", description=description(export), exit_on_error=False)
-    parser.add_argument("--ckpt_path", type=str, required=True, help="checkpoint of a teacher or a retrained agent")
-    parser.add_argument("--output", type=str, required=True, help="path; .safetensors and .json are appended")
-    parser.add_argument("--test", type=str, default=None, help="the test's JSON, whose score the card shall carry")
+    parser.add_argument(
+        "--ckpt_path", type=str, required=True, help="checkpoint or .safetensors of an agent, or a bundled name"
+    )
+    parser.add_argument("--output", type=str, required=True, help="path; the suffix of the format is appended")
+    parser.add_argument(
+        "--format", type=Literal["safetensors", "onnx", "torch_export"], default="safetensors", help="of the file"
+    )
+    parser.add_argument(
+        "--test", type=str, default=None, help="JSON written by `test`; its score is stored in the card"
+    )
     parser.add_argument("--trained_by", type=str, default="", help="the command that trained it, for the card")
     settings = parser.parse_args(args)
-    source = Path(settings.ckpt_path)
+    source = bundled_teachers().get(settings.ckpt_path) or Path(settings.ckpt_path)
     if not source.is_file():
         raise SettingError(f"--ckpt_path: there is no checkpoint {str(source)!r}.")
     card, weights = read_agent(source)
@@ -41,12 +48,33 @@ def export(args: list[str]) -> None:
         "score": _score(settings.test),
         "trained_by": settings.trained_by,
     }
+    suffix = SUFFIXES[settings.format]
     # append instead of with_suffix, which would replace the ".1" of pong_lr0.1
-    target = Path(settings.output.removesuffix(".safetensors") + ".safetensors")
+    target = Path(settings.output.removesuffix(suffix) + suffix)
+    WRITERS[settings.format](card, agent, target, content)
+    print(f"{target}: {card.network} for {card.game}")
+
+
+def _write_safetensors(card: AgentCard, agent: ActorCritic, target: Path, content: dict[str, Any]) -> None:
     if target.exists() and not _holds(target, agent):
-        raise SettingError(f"--output: {str(target)!r} is there and holds other weights; delete it or choose another.")
+        raise SettingError(f"--output: {str(target)!r} already exists with other weights; delete it or choose another.")
     write_agent(target, agent, content)
-    print(f"{target} and {target.with_suffix('.json').name}: {card.network} for {card.game}")
+
+
+def _write_onnx(card: AgentCard, agent: ActorCritic, target: Path, content: dict[str, Any]) -> None:
+    from a2d_lightning.deploy.onnx_export import export_onnx  # noqa: PLC0415 (slow to import)
+
+    export_onnx(card, agent, target, content)
+
+
+def _write_torch_export(card: AgentCard, agent: ActorCritic, target: Path, content: dict[str, Any]) -> None:
+    from a2d_lightning.deploy.torch_export import export_torch  # noqa: PLC0415 (slow to import)
+
+    export_torch(card, agent, target, content)
+
+
+SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch_export": ".pt2"}
+WRITERS = {"safetensors": _write_safetensors, "onnx": _write_onnx, "torch_export": _write_torch_export}
 
 
 def _holds(path: Path, agent: nn.Module) -> bool:
@@ -66,4 +94,4 @@ def _score(path: str | None) -> dict[str, Any] | None:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return {name: content[name] for name in ("score", "score_low95", "score_high95", "games", "actions")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(f"--test: {path!r} is not the JSON that a test writes.") from error
+        raise SettingError(f"--test: {path!r} is not a JSON file written by `test`.") from error

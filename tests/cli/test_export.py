@@ -49,7 +49,7 @@ def test_an_exported_checkpoint_teaches(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "test.json").write_text(json.dumps(test))
     args = f"--ckpt_path {tmp_path}/run.ckpt --output {tmp_path}/out/agent --test {tmp_path}/test.json".split()
     export([*args, "--trained_by", "fit --config teacher.yaml"])
-    assert "agent.safetensors and agent.json: four_conv for pong" in capsys.readouterr().out
+    assert "agent.safetensors: four_conv for pong" in capsys.readouterr().out
 
     card = json.loads((tmp_path / "out" / "agent.json").read_text())
     assert {name: card[name] for name in CARD.to_dict()} == replace(CARD, env_steps=77).to_dict()
@@ -112,7 +112,7 @@ def test_another_agent_is_not_replaced(tmp_path: Path) -> None:
         export([*args, "--trained_by", "me"])
     before = (tmp_path / "agent.safetensors").read_bytes(), (tmp_path / "agent.json").read_bytes()
     checkpoint_of(TeacherModule("four_conv", **SETTINGS), tmp_path / "run.ckpt")
-    with pytest.raises(SettingError, match=r"--output: .*agent\.safetensors' is there and holds other weights"):
+    with pytest.raises(SettingError, match=r"--output: .*agent\.safetensors' already exists with other weights"):
         export(args)
     assert ((tmp_path / "agent.safetensors").read_bytes(), (tmp_path / "agent.json").read_bytes()) == before
 
@@ -173,7 +173,7 @@ def test_an_exported_agent_is_tested_like_its_checkpoint(exported: Path, tmp_pat
     ("command", "args", "named"),
     [
         ("test", ["--model.network", "vanilla"], "the checkpoint's network is"),
-        ("fit", [], "an agent without the state of a run"),
+        ("fit", [], "an exported agent without training state"),
     ],
 )
 def test_an_exported_agent_that_does_not_fit_is_refused_in_a_line(
