@@ -73,7 +73,9 @@ def load_agent(source: str | Path) -> Agent:
     """
     path = bundled_teachers().get(str(source)) or Path(source)
     if not path.is_file():
-        raise SettingError(f"there is no agent {str(source)!r}; bundled are {', '.join(bundled_teachers())}.")
+        raise SettingError(
+            f"there is no agent {str(source)!r}; give a path or a bundled name ({', '.join(bundled_teachers())})."
+        )
     card, weights = read_agent(path)
     network = card.build()
     load_weights(network, weights, str(path))

@@ -265,7 +265,7 @@ class RolloutDataModule(L.LightningDataModule):
         if self.trainer is not None and self.evaluation_games < self.trainer.world_size:
             raise SettingError(
                 f"data.evaluation_games: {self.evaluation_games} games for {self.trainer.world_size} processes; each "
-                "needs one at least."
+                "process needs at least one."
             )
 
     def train_dataloader(self) -> Iterable[TensorDict]:
@@ -342,15 +342,15 @@ class RolloutDataModule(L.LightningDataModule):
         if not saved:
             return {}
         if changed := differences(saved["settings"], self._settings_of_games()):
-            rank_zero_info(f"games and random numbers begin anew, since {', '.join(changed)}")
+            rank_zero_info(f"starting new games with newly seeded random numbers, because {', '.join(changed)}")
             return {}
         if changed := differences(saved["circumstances"], environment_fingerprint(device)):
-            rank_zero_info(f"what follows may differ in the last bits, since {', '.join(changed)}")
+            rank_zero_info(f"results may differ in the last bits, because {', '.join(changed)}")
         elif device.type != "cpu":
-            rank_zero_info("what follows may differ in the last bits, since not all kernels of a GPU add in one order")
+            rank_zero_info("results may differ in the last bits, because some GPU kernels do not sum in a fixed order")
         mine = cast(dict[str, Any], saved["processes"][rank])
         longest = max(len(part["games"]["journal"]["actions"]) for part in mine.get("workers", [mine]))
-        rank_zero_info(f"playing the last {longest:,} steps of the games again")
+        rank_zero_info(f"replaying the last {longest:,} steps of the games")
         return mine
 
     def for_learning(self, rollout: TensorDict) -> TensorDict:

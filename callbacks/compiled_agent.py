@@ -36,14 +36,14 @@ class CompiledAgent(L.Callback):
         agent = module.agent
         if isinstance(agent.backbone, Supernet):
             raise SettingError(
-                "CompiledAgent: a supernet is another network after each draw; leave it out of a search."
+                "CompiledAgent: the network of a search changes with each draw; remove the callback from the search."
             )
         if any(isinstance(layer, RunningBatchNorm2d) for layer in agent.modules()):
             raise SettingError(
-                "CompiledAgent: normalization running keeps what it saw from one update to the next, which "
-                "CUDA graphs overwrite; take another model.normalization."
+                "CompiledAgent: normalization running keeps batch statistics across updates, which CUDA graphs "
+                "overwrite; choose another model.normalization."
             )
-        rank_zero_info("compiling the agent; each new size of a batch takes up to a minute")
+        rank_zero_info("compiling the agent; each new batch size takes up to a minute")
         agent.compile(mode=self.mode, dynamic=False)
         num_envs = cast(Any, trainer).datamodule.num_envs
         frames = torch.zeros(num_envs, *module.frame_shape, dtype=torch.uint8, device=module.device)
@@ -52,8 +52,8 @@ class CompiledAgent(L.Callback):
                 agent(frames)
         except RuntimeError as error:
             raise SettingError(
-                f"CompiledAgent: torch.compile failed ({type(error).__name__}); install a C++ compiler "
-                "(on a GPU, Triton, too), or leave it out."
+                f"CompiledAgent: torch.compile failed ({type(error).__name__}); install a C++ compiler (on a GPU, "
+                "also Triton), or remove the callback."
             ) from error
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -34,8 +34,8 @@ class FLOPsLogging(L.Callback):
         supernet = search_module(self, pl_module).supernet
         macs = supernet.draw_macs()
         rank_zero_info(
-            f"{type(supernet.sampling).__name__}: {macs.acting:,} MACs a frame to act by this draw, {macs.forward:,} "
-            f"forward and {macs.backward:,} backward to update on it"
+            f"{type(supernet.sampling).__name__}: MACs per frame for this draw: {macs.acting:,} to act, "
+            f"{macs.forward:,} forward and {macs.backward:,} backward to update"
         )
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:

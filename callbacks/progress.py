@@ -111,7 +111,7 @@ class EnvStepsProgress(ProgressBar):
         parts = [
             f"{env_steps:,} of {total:,} environment steps ({env_steps / total:.0%})",
             f"{rate:,.0f} steps/s",
-            f"{_clock(seconds)} gone, {_clock(left)} left",
+            f"{_clock(seconds)} elapsed, {_clock(left)} left",
         ]
         metrics = trainer.callback_metrics
         parts += [form.format(float(metrics[name])) for name, form in _SHOWN.items() if name in metrics]

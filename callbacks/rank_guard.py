@@ -1,8 +1,7 @@
 """Callback that detects failed processes and diverged parameters in a distributed run."""
 
 import hashlib
-import threading
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch.distributed as dist
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from a2d_lightning.runtime.distributed import all_gather_objects
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
 from a2d_lightning.runtime.heartbeats import Heartbeats
+from a2d_lightning.runtime.lightning_compat import batches_of_run, suspend_child_observer
 from a2d_lightning.runtime.signals import Interrupted
 
 
@@ -29,8 +29,8 @@ class RankGuard(L.Callback):
     def __init__(self, timeout_seconds: float = 30.0, compare_every_rollouts: int = 100) -> None:
         if timeout_seconds < 2 or compare_every_rollouts < 1:
             raise SettingError(
-                f"RankGuard: timeout_seconds {timeout_seconds} must be 2 at least and compare_every_rollouts "
-                f"{compare_every_rollouts} 1 at least."
+                f"RankGuard: timeout_seconds {timeout_seconds} must be at least 2 and compare_every_rollouts "
+                f"{compare_every_rollouts} at least 1."
             )
         self.timeout_seconds = timeout_seconds
         self.compare_every_rollouts = compare_every_rollouts
@@ -40,7 +40,8 @@ class RankGuard(L.Callback):
         """Start the heartbeats."""
         if trainer.world_size > 1:
             self._heartbeats = Heartbeats(self.timeout_seconds)
-            _take_over_from_lightning(self._heartbeats)
+            heartbeats = self._heartbeats
+            suspend_child_observer(lambda: heartbeats.listening)
 
     def on_train_batch_end(self, trainer: Any, pl_module: L.LightningModule, *_: Any) -> None:
         """Compare the parameters at the interval.
@@ -48,14 +49,15 @@ class RankGuard(L.Callback):
         Raises:
             RunFailedError: If the parameters of a process differ from those of rank 0.
         """
-        rollouts = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        rollouts = batches_of_run(trainer)
         if trainer.world_size > 1 and rollouts % self.compare_every_rollouts == 0:
             hashes = all_gather_objects(_hash_of_parameters(pl_module))
             others = [str(rank) for rank, its in enumerate(hashes) if its != hashes[0]]
             if others:
                 raise RunFailedError(
                     f"the parameters of rank {', '.join(others)} differ from those of rank 0 after {rollouts:,} "
-                    "rollouts: a gradient was not shared; go on with --ckpt_path last, which holds rank 0's."
+                    "rollouts: a gradient was not shared; resume with --ckpt_path last, which contains the "
+                    "parameters of rank 0."
                 )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -72,18 +74,6 @@ class RankGuard(L.Callback):
             self._heartbeats.stop()
         else:
             self._heartbeats.fail(f"{type(exception).__name__}: {str(exception).partition(chr(10))[0]}")
-
-
-def _take_over_from_lightning(heartbeats: Heartbeats) -> None:
-    """Suspend Lightning's observer of child processes while ``heartbeats`` are active.
-
-    The observer checks for dead child processes every five seconds and kills all processes without saying how to
-    resume. It would sometimes notice a failure before the heartbeats do.
-    """
-    for thread in cast(list[Any], threading.enumerate()):
-        if thread.name == "child-process-observer":
-            look = thread._run
-            thread._run = lambda look=look: not heartbeats.listening and look()
 
 
 def _hash_of_parameters(module: L.LightningModule) -> str:

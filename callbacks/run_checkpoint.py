@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from a2d_lightning.runtime import lightning_compat
 from a2d_lightning.runtime.checkpoints import LAST, UNFINISHED
 from a2d_lightning.runtime.distributed import all_reduce_any
 from a2d_lightning.runtime.errors import RunFailedError, SettingError
@@ -44,7 +45,7 @@ class RunCheckpoint(Checkpoint):
     def __init__(self, every_minutes: float = 10.0, keep: int = 3, monitor: str = "val/score") -> None:
         if every_minutes < 0 or keep < 1:
             raise SettingError(
-                f"RunCheckpoint: every_minutes {every_minutes} must not be negative, and keep {keep} be 1 at least."
+                f"RunCheckpoint: every_minutes {every_minutes} must be at least 0, and keep {keep} at least 1."
             )
         self.every_minutes = every_minutes
         self.keep = keep
@@ -59,9 +60,7 @@ class RunCheckpoint(Checkpoint):
         # saving at the start reveals write errors early; on resume it would rotate out an older checkpoint
         self._saved_at = self._rollout_began_at if trainer.ckpt_path else float("-inf")
         self._evaluated = self._ended_early = False
-        epoch = trainer.fit_loop.epoch_loop
-        if epoch.restarting and epoch.batch_progress.current.ready == 0:
-            epoch.restarting = False  # otherwise Lightning counts the last batch of the previous epoch again
+        lightning_compat.count_no_batch_twice(trainer)
         self._catches = self._catches or not INTERRUPTION.is_catching
         INTERRUPTION.catch_signals()  # here, because Lightning installs its handlers before this hook
         environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -103,9 +102,7 @@ class RunCheckpoint(Checkpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save before an evaluation, which can take minutes."""
         if trainer.state.fn == TrainerFn.FITTING and leaves_files(trainer):
-            games = trainer.fit_loop.epoch_loop.val_loop
-            if games.restarted_mid_evaluation:
-                games.batch_progress.total.reset()  # undo on_save_checkpoint: the evaluation restarts
+            lightning_compat.restart_evaluation(trainer)  # undo on_save_checkpoint
             self._evaluating = True
             self._save(trainer)
             self._evaluating = False
@@ -120,8 +117,8 @@ class RunCheckpoint(Checkpoint):
             return
         if self.monitor not in trainer.callback_metrics:
             raise SettingError(
-                f"RunCheckpoint: monitor {self.monitor!r} is not among what evaluations log; take val/score, or in a "
-                "search val/derived_score."
+                f"RunCheckpoint: monitor {self.monitor!r} is not logged by evaluations; use val/score, or in a search "
+                "val/derived_score."
             )
         score = float(trainer.callback_metrics[self.monitor])
         path = self._folder(trainer) / "best.ckpt"
@@ -138,7 +135,7 @@ class RunCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Request a save before the next rollout, and note whether the epoch ended early."""
         self._evaluated = True
-        self._ended_early = trainer.fit_loop.epoch_loop.batch_progress.current.ready < trainer.num_training_batches
+        self._ended_early = lightning_compat.batches_started(trainer) < trainer.num_training_batches
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the final state.
@@ -148,8 +145,8 @@ class RunCheckpoint(Checkpoint):
         """
         if not self._save(trainer):
             raise RunFailedError(
-                f"{self._folder(trainer)}: the end of the run could not be saved; make room and go on with --ckpt_path "
-                "last."
+                f"{self._folder(trainer)}: the end of the run could not be saved; free disk space and resume with "
+                "--ckpt_path last."
             )
         self._leave_signals()
 
@@ -160,14 +157,10 @@ class RunCheckpoint(Checkpoint):
         ended inside an epoch (``max_steps``, ``max_time``, ``should_stop``, a budget that is raised later) must
         continue inside that epoch.
         """
-        loops = checkpoint["loops"]["fit_loop"]
-        games = loops["epoch_loop.val_loop.batch_progress"]["total"]
         if self._evaluating:
-            games |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            lightning_compat.mark_evaluation_as_started(checkpoint)
         if self._ended_early:
-            games |= dict.fromkeys(games, 0)
-            for progress in loops["epoch_progress"].values():
-                progress |= {"processed": progress["started"] - 1, "completed": progress["started"] - 1}
+            lightning_compat.mark_epoch_as_unfinished(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score, for a resumed run."""

@@ -72,7 +72,7 @@ class SearchGuards(L.Callback):
             yield (
                 "skips",
                 f"{skips} of {cells} cells have settled on skip {at}: the known collapse of differentiable search; "
-                "lower model.lambda_cost, or give the weights model.alpha_warmup_env_steps.",
+                "lower model.lambda_cost, or train the weights first with model.alpha_warmup_env_steps.",
             )
         spread = float((supernet.alpha_logits.amax(1) - supernet.alpha_logits.amin(1)).max())
         if progress >= 0.5 and spread < self.still_logits:

@@ -6,6 +6,7 @@ import lightning as L
 
 from a2d_lightning.modules import SearchModule
 from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.lightning_compat import batches_of_run
 
 
 def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModule:
@@ -17,7 +18,7 @@ def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModu
     if not isinstance(module, SearchModule):
         raise SettingError(
             f"trainer.callbacks: {type(callback).__name__} belongs to a search, not to {type(module).__name__}; "
-            "take it out of the config."
+            "remove it from the config."
         )
     return module
 
@@ -25,4 +26,4 @@ def search_module(callback: L.Callback, module: L.LightningModule) -> SearchModu
 def is_logging_step(trainer: Any) -> bool:
     """Return whether the trainer logs after this rollout; False if ``log_every_n_steps`` is 0."""
     interval: int = trainer.log_every_n_steps
-    return interval > 0 and (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % interval == 0
+    return interval > 0 and batches_of_run(trainer) % interval == 0

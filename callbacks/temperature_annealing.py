@@ -37,8 +37,8 @@ class TemperatureAnnealing(L.Callback):
         final = initial * decay**num_decays
         if final < LOWEST:
             raise SettingError(
-                f"TemperatureAnnealing: tau would end at {final:.3g}, and weights of draws overflow below {LOWEST:g}; "
-                f"raise decay {decay} or lower num_decays {num_decays}."
+                f"TemperatureAnnealing: tau would end at {final:.3g}, but the weights of draws overflow below "
+                f"{LOWEST:g}; raise decay {decay} or lower num_decays {num_decays}."
             )
         self.initial = initial
         self.decay = decay

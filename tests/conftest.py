@@ -1,6 +1,8 @@
 """Fixtures that several files share."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -13,13 +15,13 @@ from a2d_lightning.nas.search_space import Plan, operator_macs
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_torch_thread():
+def one_torch_thread() -> None:
     # torch's threads would spin against the emulator's
     torch.set_num_threads(1)
 
 
 @pytest.fixture
-def small_architecture(tmp_path):
+def small_architecture(tmp_path: Path) -> Path:
     """Path of a JSON with three cells for 42x42 frames."""
     plan, shape, operators = Plan((1, 1, 1), (8, 16, 32)), (4, 42, 42), ("conv_k3", "ir_k3_e1", "skip")
     table, fixed = operator_macs(plan, shape)
@@ -35,12 +37,12 @@ def small_architecture(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path, capsys):
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs ``fit`` of a stage with the smoke overlay; returns the error line."""
 
     configs = Path(__file__).parent.parent / "configs"
 
-    def stop(*_, **__):
+    def stop(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("training started")
 
     def call(stage: str, *args: str, command: str = "fit") -> str:

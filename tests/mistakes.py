@@ -45,7 +45,7 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("teacher", ["--model.num_actions", "3"], ["model.num_actions", "linked", "data.game"]),
     ("teacher", ["--model.frame_shape", "[1,2,3]"], ["model.frame_shape", "linked", "data.frames"]),
     ("retrain", ["--model.architecture", "/nowhere.json"], ["model.architecture", "/nowhere.json"]),
-    ("teacher", ["--ckpt_path", "last"], ["--ckpt_path", "holds no checkpoint", "auto"]),
+    ("teacher", ["--ckpt_path", "last"], ["--ckpt_path", "contains no checkpoint", "auto"]),
     ("teacher", ["--ckpt_path", "/nowhere.ckpt"], ["--ckpt_path", "/nowhere.ckpt"]),
     ("teacher", ["--config", "/nowhere.yaml"], ["--config", "/nowhere.yaml"]),
     ("teacher", ["--run_dir", "/proc/run"], ["run_dir", "/proc/run"]),

@@ -213,7 +213,8 @@ class TenTimesTheReward(gymnasium.Wrapper):
             shown, reward, terminated, truncated, info = env.step(action)
             return shown, 10 * float(reward), terminated, truncated, info
 
-        self.step = step
+        wrapper: Any = self
+        wrapper.step = step
 
 
 def no_wrapper(env: gymnasium.Env) -> None:
@@ -222,15 +223,16 @@ def no_wrapper(env: gymnasium.Env) -> None:
 
 def register() -> None:
     """Register the games; can be called twice."""
+    add: Any = gymnasium.register  # by its types it takes no class whose arguments have names
     for game in (Counter, NoisyWalk, InDict, WithLives, LivesInSteps, NaNAfterOddSeeds):
         if f"odd/{game.__name__}-v0" not in gymnasium.registry:
-            gymnasium.register(f"odd/{game.__name__}-v0", game)
+            add(f"odd/{game.__name__}-v0", game)
     if "odd/Endless-v0" not in gymnasium.registry:
-        gymnasium.register("odd/Endless-v0", Counter, kwargs={"endless": True})
-        gymnasium.register("odd/Limited-v0", Counter, kwargs={"endless": True}, max_episode_steps=4)
-        gymnasium.register("odd/FromOne-v0", Counter, kwargs={"first_action": 1})
-        gymnasium.register("odd/CarRacing-v0", Counter)
+        add("odd/Endless-v0", Counter, kwargs={"endless": True})
+        add("odd/Limited-v0", Counter, kwargs={"endless": True}, max_episode_steps=4)
+        add("odd/FromOne-v0", Counter, kwargs={"first_action": 1})
+        add("odd/CarRacing-v0", Counter)
         for name, kwargs in MISTAKES.items():
-            gymnasium.register(f"odd/{name}-v0", Misdeclared if "shown" in kwargs else Fails, kwargs=kwargs)
+            add(f"odd/{name}-v0", Misdeclared if "shown" in kwargs else Fails, kwargs=kwargs)
         for name, kwargs in TYPES.items():
-            gymnasium.register(f"odd/{name}-v0", Returns, kwargs=kwargs)
+            add(f"odd/{name}-v0", Returns, kwargs=kwargs)

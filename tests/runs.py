@@ -2,9 +2,11 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tensordict import TensorDict
 from toy_game import CATCH, register
 
 from a2d_lightning.cli.main import main
@@ -27,7 +29,7 @@ def fit(stage: str, run_dir: Path, total: int, *args: str) -> None:
     )
 
 
-def same(left, right) -> bool:
+def same(left: Any, right: Any) -> bool:
     """Whether two nested states are equal to the bit."""
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
@@ -52,11 +54,13 @@ def metrics(run_dir: Path) -> list[dict[str, str]]:
 CATCH_ARGS = ["--data.game", CATCH, "--data.frames.skip", "1", "--trainer.limit_val_batches", "1"]
 
 
-def goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch):
+def goes_on_to_the_last_bit(
+    stage: str, args: list[str], stops: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fit(stage, tmp_path / "whole", 400, *args)
     real = ActorCriticModule.training_step
 
-    def asked_to_stop(self, rollout, batch_idx):
+    def asked_to_stop(self: ActorCriticModule, rollout: TensorDict, batch_idx: int) -> None:
         real(self, rollout, batch_idx)
         if self.env_steps in stops:
             monkeypatch.setattr(INTERRUPTION, "received", "SIGTERM")

@@ -32,6 +32,8 @@ def make_supernet(
             # as if it had been trained: no norm is the identity
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias)
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 1.5)
     supernet.draw(torch.Generator().manual_seed(seed))

@@ -144,17 +144,17 @@ def test_a_game_is_the_same_whichever_module_registers_it() -> None:
 
 
 def test_a_teacher_with_other_actions_is_refused(path: Path) -> None:
-    assert "6 actions, data.game has 4" in refusal(path, num_actions=4)
+    assert "6 actions, but data.game has 4" in refusal(path, num_actions=4)
 
 
 @pytest.mark.parametrize("frame", [(4, 84, 42), (4, 42, 84), (4, 64, 64), (4, 21, 21), (3, 42, 42), (4, 43, 43)])
 def test_frames_that_are_no_multiple_of_the_teachers_are_refused(path: Path, frame: FrameShape) -> None:
-    assert "must be a multiple of 42" in refusal(path, frame_shape=frame)
+    assert "to a multiple of 42" in refusal(path, frame_shape=frame)
 
 
 @pytest.mark.parametrize("name", ["nobody", "no/such/file.ckpt", ""])
 def test_an_unknown_teacher_is_refused(name: str) -> None:
-    assert f"{name!r} is no file and no bundled teacher" in refusal(name)
+    assert f"{name!r} is neither a file nor a bundled teacher" in refusal(name)
 
 
 def test_a_missing_card_is_refused(path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_teacher_whose_weights_are_not_finite_is_refused(path: Path, broken: f
     with torch.no_grad():
         agent.critic.weight[0, 3] = broken
     write_agent(path, agent, CARD.to_dict())
-    assert "weights that are not finite (critic.weight)" in refusal(path)
+    assert "non-finite weights (critic.weight)" in refusal(path)
 
 
 def test_weights_of_other_shapes_are_refused(path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Pat
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
-    why = "not a readable agent file" if writer == "torch" else "torn or no checkpoint"  # which are archives
+    why = "not a readable agent file" if writer == "torch" else "truncated or not a checkpoint"  # which are archives
     assert why in refusal(path)
     assert not marker.exists()
     # the file does what it is made for
@@ -372,12 +372,14 @@ def test_a_checkpoint_of_another_normalization_is_not_resumed(tmp_path: Path, st
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     module("running").on_load_checkpoint(checkpoint)
     for other in ("batch", "group"):
-        with pytest.raises(SettingError, match=f"the checkpoint's normalization is running, the settings say {other}"):
+        with pytest.raises(
+            SettingError, match=f"the checkpoint's normalization is running, but the settings give {other}"
+        ):
             module(other).on_load_checkpoint(checkpoint)
     # one that was written before there were kinds
     del checkpoint["agent_card"]["normalization"]
     module("batch").on_load_checkpoint(checkpoint)
-    with pytest.raises(SettingError, match="the checkpoint's normalization is batch, the settings say running"):
+    with pytest.raises(SettingError, match="the checkpoint's normalization is batch, but the settings give running"):
         module("running").on_load_checkpoint(checkpoint)
 
 
@@ -397,7 +399,7 @@ def test_every_bundled_teacher_loads_by_name_and_says_what_it_is_worth() -> None
 
 @pytest.mark.parametrize(
     ("network", "line"),
-    [("supernet", "retrain its architecture"), ("my_backbone", "network 'my_backbone' is not one of")],
+    [("supernet", "retrain the derived architecture"), ("my_backbone", "network 'my_backbone' is not one of")],
 )
 def test_a_network_that_cannot_be_built_again_is_named(network: str, line: str) -> None:
     with pytest.raises(SettingError) as refused:

@@ -150,7 +150,7 @@ def test_rollouts_follow_each_other_without_a_gap_across_epochs() -> None:
     rollouts = [rollout.clone() for _ in range(2) for rollout in loader]
     data.teardown("fit")
     assert len(rollouts) == 10
-    whole = torch.cat(rollouts, 1)
+    whole: Any = torch.cat(rollouts, 1)
     goes_on = ~whole["next", "game_over"][:, :-1]
     assert torch.equal(whole["next", "pixels"][:, :-1][goes_on], whole["pixels"][:, 1:][goes_on])
     assert 2 <= (~goes_on).sum() <= 8  # of 40 steps each, games of 11
@@ -176,6 +176,8 @@ def test_ranks_and_resumed_runs_play_different_games_and_a_rerun_the_same(collec
 
 class Counter(nn.Module):
     """Its action is the number of updates so far (modulo the number of actions)."""
+
+    updates: Tensor
 
     def __init__(self, num_actions: int) -> None:
         super().__init__()
@@ -303,8 +305,9 @@ def test_the_final_test_plays_games_that_no_evaluation_played() -> None:
 @pytest.mark.parametrize("name", ["size", "stack", "skip"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_frames_that_are_not_positive_are_refused(name: str, value: int) -> None:
+    settings: dict[str, Any] = {name: value}
     with pytest.raises(SettingError, match=f"data.frames.{name}: {value} "):
-        RolloutDataModule("Pong", frames=FrameSettings(**{name: value}))
+        RolloutDataModule("Pong", frames=FrameSettings(**settings))
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.5])

@@ -78,7 +78,9 @@ def fit_on_two_ranks(stage: str, run_dir: Path, *args: str) -> list[dict]:
         *("retrain", "retrain with the teacher's critic"),
     ],
 )
-def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, small_architecture):
+def test_ranks_keep_one_model_and_play_different_games(
+    stage: str, args: list[str], tmp_path: Path, small_architecture: Path
+) -> None:
     if stage == "retrain":
         args = [*args, "--model.architecture", str(small_architecture)]
     first, second = fit_on_two_ranks(stage, tmp_path / "run", *args)
@@ -108,7 +110,7 @@ def test_ranks_keep_one_model_and_play_different_games(stage, args, tmp_path, sm
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_resumes_to_the_last_bit(tmp_path):
+def test_a_run_of_two_processes_resumes_to_the_last_bit(tmp_path: Path) -> None:
     """Each rank goes on with its own games and random numbers."""
     args = ["--data.env_steps_per_epoch", "120", "--model.algorithm", "PPO", "--model.algorithm.num_minibatches", "2"]
     fit_on_two_ranks("teacher", tmp_path / "whole", *args)

@@ -29,7 +29,9 @@ def learned(run_dir: Path, env_steps: int) -> None:
 
 @pytest.mark.parametrize("normalization", ["batch", "per_step"])
 @pytest.mark.parametrize("algorithm", [[], PPO], ids=["A2C", "PPO"])
-def test_cuda_graphs_learn_what_the_plain_agent_does(algorithm, normalization, tmp_path, small_architecture):
+def test_cuda_graphs_learn_what_the_plain_agent_does(
+    algorithm: list[str], normalization: str, tmp_path: Path, small_architecture: Path
+) -> None:
     torch._dynamo.reset()
     args = [*args_of("retrain", small_architecture), *algorithm, "--model.normalization", normalization]
     graphs = [
@@ -50,7 +52,9 @@ def test_cuda_graphs_learn_what_the_plain_agent_does(algorithm, normalization, t
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("algorithm", [[], PPO], ids=["A2C", "PPO"])
 @pytest.mark.parametrize("stage", ["teacher", "search", "retrain"])
-def test_a_stage_runs_is_evaluated_and_resumes(stage, algorithm, precision, tmp_path, small_architecture):
+def test_a_stage_runs_is_evaluated_and_resumes(
+    stage: str, algorithm: list[str], precision: str, tmp_path: Path, small_architecture: Path
+) -> None:
     args = [*args_of(stage, small_architecture), *algorithm, "--trainer.precision", precision]
     fit(stage, tmp_path, 200, *args, "--trainer.limit_val_batches", "1.0")
     torch.cuda.reset_peak_memory_stats()
@@ -61,7 +65,9 @@ def test_a_stage_runs_is_evaluated_and_resumes(stage, algorithm, precision, tmp_
 
 @pytest.mark.parametrize("first", ["cpu", "gpu"])
 @pytest.mark.parametrize("stage", ["teacher", "search", "retrain"])
-def test_a_run_goes_on_on_the_other_kind_of_device(stage, first, tmp_path, small_architecture):
+def test_a_run_goes_on_on_the_other_kind_of_device(
+    stage: str, first: str, tmp_path: Path, small_architecture: Path
+) -> None:
     args = args_of(stage, small_architecture)
     second = {"cpu": "gpu", "gpu": "cpu"}[first]
     fit(stage, tmp_path, 200, *args, "--trainer.accelerator", first)
@@ -74,12 +80,12 @@ SEARCHES = [(scheme, sampling) for scheme in ("OneLevel", "BiLevel") for samplin
 
 # OneLevelPerFrame refuses every sampling but the soft sum
 @pytest.mark.parametrize(("scheme", "sampling"), [*SEARCHES, ("OneLevelPerFrame", "SoftSum")])
-def test_a_search_learns_by_every_scheme_and_sampling(scheme, sampling, tmp_path):
+def test_a_search_learns_by_every_scheme_and_sampling(scheme: str, sampling: str, tmp_path: Path) -> None:
     fit("search", tmp_path, 200, "--model.scheme", scheme, "--model.sampling", sampling)
     learned(tmp_path, 200)
 
 
-def test_games_are_scored_by_an_agent_of_the_other_kind_of_device(tmp_path, small_architecture):
+def test_games_are_scored_by_an_agent_of_the_other_kind_of_device(tmp_path: Path, small_architecture: Path) -> None:
     args = args_of("retrain", small_architecture)
     fit("retrain", tmp_path, 100, *args)
     config = ["--config", str(CONFIGS / "retrain.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]

@@ -94,7 +94,8 @@ class Hangs(Catch):
 
 def register() -> None:
     """Makes the games known to Gymnasium by their ids; can be called twice."""
-    for name, game in ((CATCH, Catch), (LIVES, Lives), ("a2d/Breaks-v0", Breaks), ("a2d/Hangs-v0", Hangs)):
+    games: dict[str, Any] = {CATCH: Catch, LIVES: Lives, "a2d/Breaks-v0": Breaks, "a2d/Hangs-v0": Hangs}
+    for name, game in games.items():
         if name not in gymnasium.registry:
             # the checker warns of every small picture
             gymnasium.register(name, game, disable_env_checker=True)

@@ -60,7 +60,7 @@ def check_seed(args: list[str]) -> None:
             init_args = model.get("init_args") if isinstance(model, dict) else None
             given |= isinstance(init_args, dict) and "seed" in init_args
     if given:
-        raise SettingError("model.seed: linked; it follows from seed_everything, leave it out.")
+        raise SettingError("model.seed: linked to seed_everything; remove it.")
 
 
 def _mapping(value: str) -> dict[str, Any] | None:

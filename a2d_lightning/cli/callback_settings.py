@@ -79,8 +79,7 @@ def _changed(listed: list[Any], changes: dict[str, Any]) -> list[Any]:
         if not ours or not isinstance(settings, dict):
             known = ", ".join(sorted({_class_name(each) for each in listed}))
             raise SettingError(
-                f"trainer.callbacks.{name}: the configs list no such callback to give settings to; they list "
-                f"{known or 'none'}."
+                f"trainer.callbacks.{name}: there is no such callback in the configs; they list {known or 'none'}."
             )
         for each in ours:
             each["init_args"] = {**(each.get("init_args") or {}), **settings}

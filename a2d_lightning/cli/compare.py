@@ -38,13 +38,13 @@ def compare(args: list[str]) -> None:
     parser = ArgumentParser(prog="a2d_lightning compare", description=__doc__, exit_on_error=False)
     parser.add_argument("--run_dirs", type=list[str], required=True, help="folders of runs, [a,b,...]")
     parser.add_argument(
-        "--labels", type=list[str] | None, default=None, help="of the runs; their folders' names if absent"
+        "--labels", type=list[str] | None, default=None, help="labels of the runs; default: folder names"
     )
-    parser.add_argument("--output", type=str, required=True, help="picture")
+    parser.add_argument("--output", type=str, required=True, help="image file")
     settings = parser.parse_args(args)
     labels = settings.labels or [Path(run_dir).name for run_dir in settings.run_dirs]
     if len(labels) != len(settings.run_dirs):
-        raise SettingError(f"--labels: {len(labels)} of them for {len(settings.run_dirs)} runs; give each run one.")
+        raise SettingError(f"--labels: {len(labels)} labels for {len(settings.run_dirs)} runs; give one label per run.")
     runs = [(label, read_metrics(Path(run_dir))) for label, run_dir in zip(labels, settings.run_dirs, strict=True)]
     output = picture_path(settings.output)
     try:
@@ -82,7 +82,7 @@ def plot(runs: list[tuple[str, Metrics]], output: Path) -> None:
                     _line(axis, metrics, name, f"C{number}", updates)
         axes[0, column].set_title(title, fontsize=10)
         axes[0, column].set_xlabel("environment steps", fontsize=8)
-        axes[1, column].set_xlabel("updates of the weights", fontsize=8)
+        axes[1, column].set_xlabel("weight updates", fontsize=8)
         for axis in axes[:, column]:
             axis.tick_params(labelsize=8)
             axis.grid(alpha=0.3)

@@ -22,7 +22,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "score": ("train/recent_game_score", "val/score", "val/derived_score"),
     "loss terms": ("loss/policy", "loss/value", "loss/actor_distillation", "loss/critic_distillation"),
     "policy entropy (nats)": ("policy/entropy",),
-    "KL, acted to updated (nats)": ("policy/kl_acted_updated",),
+    "KL, acting to updated policy (nats)": ("policy/kl_acted_updated",),
     "explained variance": ("value/explained_variance",),
     "learning rate": ("learning_rate",),
     "tau": ("search/tau",),
@@ -35,7 +35,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 }
 """Title and metrics of each panel; a panel without data is omitted."""
 
-LOGARITHMIC = {"tau", "KL, acted to updated (nats)", "gradient norm of alpha", "learning rate"}
+LOGARITHMIC = {"tau", "KL, acting to updated policy (nats)", "gradient norm of alpha", "learning rate"}
 
 
 def curves(args: list[str]) -> None:
@@ -49,7 +49,7 @@ def curves(args: list[str]) -> None:
     """
     parser = ArgumentParser(prog="a2d_lightning curves", description=__doc__, exit_on_error=False)
     parser.add_argument("--run_dir", type=str, required=True, help="folder of a run")
-    parser.add_argument("--output", type=str, default=None, help="picture; run_dir/curves.png if absent")
+    parser.add_argument("--output", type=str, default=None, help="image file; default: run_dir/curves.png")
     settings = parser.parse_args(args)
     run_dir = Path(settings.run_dir)
     metrics = read_metrics(run_dir)
@@ -83,7 +83,7 @@ def read_metrics(run_dir: Path) -> dict[str, Series]:
     metrics: dict[str, dict[float, float]] = {}
     files = sorted(run_dir.glob("metrics*.csv"))
     if not files:
-        raise SettingError(f"--run_dir: {str(run_dir)!r} holds no metrics.csv; name the folder of a run.")
+        raise SettingError(f"--run_dir: {str(run_dir)!r} contains no metrics.csv; give the folder of a run.")
     resumed_at = float("inf")
     for file in sorted(files, key=_order, reverse=True):
         # after a power loss, the last line may be incomplete

@@ -25,8 +25,10 @@ def derive(args: list[str]) -> None:
     """
     parser = ArgumentParser(prog="a2d_lightning derive", description=__doc__, exit_on_error=False)
     parser.add_argument("--from", type=str, required=True, help="checkpoint of a search, or its run folder")
-    parser.add_argument("--target_macs", type=str, default=None, help="limits (5e5,1e6); the paper's argmax if absent")
-    parser.add_argument("--output", type=str, required=True, help="folder of the JSON files")
+    parser.add_argument(
+        "--target_macs", type=str, default=None, help="MACs limits (5e5,1e6); default: the paper's argmax"
+    )
+    parser.add_argument("--output", type=str, required=True, help="folder for the JSON files")
     settings = parser.parse_args(args)
     targets = [None] if settings.target_macs is None else _limits(settings.target_macs)
     search, output = SearchResult.read(settings["from"], "--from"), Path(settings.output)
@@ -43,7 +45,7 @@ def derive(args: list[str]) -> None:
         limit = "none" if target is None else f"{target:,}"
         (log_probability,) = search.rate([architecture.operators])
         rows.append((limit, f"{architecture.macs:,}", f"{log_probability:.4f}", " ".join(architecture.operators)))
-    print(f"{output}: {len(derived)} of {search.path}")
+    print(f"{output}: {len(derived)} architectures from {search.path}")
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for *numbers, operators in rows:
         print("  ".join([*(text.rjust(width) for text, width in zip(numbers, widths, strict=True)), operators]))

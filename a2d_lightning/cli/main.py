@@ -51,8 +51,8 @@ LINKED = {
 """Model arguments that are linked to the data module, and the setting that determines each."""
 
 CKPT_PATH_HELP = (
-    "a checkpoint's path; last: the newest of run_dir that is whole; best: the one with the highest score; auto (fit): "
-    "last, or a new run where there is none. validate and test also take an exported .safetensors or a bundled name."
+    "path of a checkpoint; last: the newest intact one in run_dir; best: the one with the highest score; auto (fit): "
+    "last, or a new run if there is none. validate and test also accept an exported .safetensors or a bundled name."
 )
 """Help of ``--ckpt_path``; Lightning's own offers keywords that have no meaning here."""
 
@@ -149,7 +149,7 @@ class A2DCLI(LightningCLI):
         given = self._get(self.config, "model").get("init_args") or {}
         for name, source in LINKED.items():
             if given.get(name) is not None:
-                raise SettingError(f"model.{name}: linked; it follows from {source}, leave it out.")
+                raise SettingError(f"model.{name}: linked to {source}; remove it.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Create the Trainer with logs and checkpoints in ``run_dir``.
@@ -160,7 +160,7 @@ class A2DCLI(LightningCLI):
         run_dir = Path(self._get(self.config, "run_dir"))
         _check_writable(run_dir)
         if self._get(self.config, "trainer").get("default_root_dir") is not None:
-            raise SettingError("trainer.default_root_dir: name the folder of a run by --run_dir.")
+            raise SettingError("trainer.default_root_dir: not supported; set the folder of a run with --run_dir.")
         kwargs["default_root_dir"] = str(run_dir)
         check_trainer(self._get(self.config_init, "trainer"), trains=self.subcommand == "fit")
         kwargs["logger"] = self._loggers(run_dir)
@@ -204,7 +204,9 @@ class A2DCLI(LightningCLI):
             if subcommand == "fit":
                 _check_unused(checkpoints)
             elif not isinstance(self.model, RandomModule):
-                raise SettingError(f"--ckpt_path: `{subcommand}` needs one: a path, or best or last of --run_dir.")
+                raise SettingError(
+                    f"--ckpt_path: `{subcommand}` needs a checkpoint: a path, or best or last of --run_dir."
+                )
         return kwargs
 
     def _load_agent(self, path: Path) -> None:
@@ -214,7 +216,9 @@ class A2DCLI(LightningCLI):
             SettingError: If the command is ``fit``, or the file is missing or does not fit the settings.
         """
         if self.subcommand == "fit":
-            raise SettingError(f"--ckpt_path: {str(path)!r} is an agent without the state of a run; name a checkpoint.")
+            raise SettingError(
+                f"--ckpt_path: {str(path)!r} is an exported agent without training state; give a checkpoint."
+            )
         if not path.is_file():
             raise SettingError(f"--ckpt_path: there is no agent {str(path)!r}; give a path or a bundled name.")
         card, weights = read_agent(path)
@@ -256,7 +260,7 @@ def _claim(run_dir: Path) -> None:
 def _check_command(args: list[str]) -> None:
     known = (*TRAINER_COMMANDS, *COMMANDS)
     if args and not args[0].startswith("-") and args[0] not in known:
-        raise SettingError(f"there is no command {args[0]!r}; there are {', '.join(known)}.")
+        raise SettingError(f"there is no command {args[0]!r}; choose one of {', '.join(known)}.")
 
 
 def _seed(seed: Any) -> int:
@@ -293,8 +297,8 @@ def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
         found = newest_intact(checkpoints)
         if found is None and asked == LAST:
             raise SettingError(
-                f"--ckpt_path: {str(checkpoints)!r} holds no checkpoint; check --run_dir, or say auto to begin where "
-                "there is none."
+                f"--ckpt_path: {str(checkpoints)!r} contains no checkpoint; check --run_dir, or use --ckpt_path auto "
+                "to start a new run."
             )
         return str(found) if found is not None else None
     path = checkpoints / "best.ckpt" if asked == "best" else Path(asked)
@@ -307,8 +311,8 @@ def _checkpoint(asked: str | None, checkpoints: Path) -> str | None:
 def _check_unused(checkpoints: Path) -> None:
     if kept(checkpoints):
         raise SettingError(
-            f"run_dir: {str(checkpoints.parent)!r} already holds a run; go on with it by --ckpt_path last, or name "
-            "another folder by --run_dir."
+            f"run_dir: {str(checkpoints.parent)!r} already contains a run; resume with --ckpt_path last, or choose "
+            "another folder with --run_dir."
         )
 
 
@@ -338,7 +342,7 @@ def main(args: list[str] | None = None) -> None:
             A2DCLI(args)
     except Interrupted as signal:
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"interrupted by {signal}{': go on with --ckpt_path last' * (args[:1] == ['fit'])}", file=sys.stderr)
+            print(f"interrupted by {signal}{': resume with --ckpt_path last' * (args[:1] == ['fit'])}", file=sys.stderr)
         sys.exit(INTERRUPTION.exit_status)
     except RunFailedError as error:
         _fail(error, 1)
@@ -346,7 +350,7 @@ def main(args: list[str] | None = None) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             _fail(_user_mistake(error), 2)
         where = error.filename or "run_dir"
-        _fail(RunFailedError(f"{where}: {error.strerror}; make room and go on with --ckpt_path last."), 1)
+        _fail(RunFailedError(f"{where}: {error.strerror}; free disk space and resume with --ckpt_path last."), 1)
     except Exception as error:
         _fail(_user_mistake(error), 2)
     finally:

@@ -137,7 +137,7 @@ def _read(path: str) -> dict[str, Any]:
         where = " ".join(str(error).split())
         raise SettingError(f"--config: {path!r} is not YAML: {where}") from error
     if not isinstance(content, dict):
-        raise SettingError(f"--config: {path!r} holds no settings.")
+        raise SettingError(f"--config: {path!r} contains no settings.")
     return content
 
 
@@ -174,12 +174,12 @@ def _for_model(content: dict[str, Any], model: str, path: str) -> dict[str, Any]
     lineage = _lineage(model)
     if unknown := [name for name in parts if name not in (*STAGES, *lineage)]:
         raise SettingError(
-            f"--config: {path!r}: {PER_MODEL}.{unknown[0]}: there is no such module; there are {', '.join(STAGES)}."
+            f"--config: {path!r}: {PER_MODEL}.{unknown[0]}: there is no such module; choose one of {', '.join(STAGES)}."
         )
     nearest = next((name for name in lineage if name in parts), model)
     own = parts.get(nearest) or {}
     if not isinstance(own, dict):
-        raise SettingError(f"--config: {path!r}: {PER_MODEL}.{nearest} must hold settings, not {own!r}.")
+        raise SettingError(f"--config: {path!r}: {PER_MODEL}.{nearest} must contain settings, not {own!r}.")
     return _merged(common, own)
 
 

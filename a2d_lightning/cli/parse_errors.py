@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 ELSEWHERE = {
     "model.target_macs": (
-        "a limit on MACs holds where the network is derived: model.derivation MaxAlphaUnderMacs and its target_macs."
+        "limit the MACs of the derived network with model.derivation MaxAlphaUnderMacs and its target_macs."
     ),
-    "model.tau": (
-        "it is annealed by a callback: trainer.callbacks.TemperatureAnnealing.initial, and its decay and num_decays."
-    ),
+    "model.tau": ("a callback anneals tau: set trainer.callbacks.TemperatureAnnealing.initial, decay and num_decays."),
     "trainer.gradient_clip_val": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
     "trainer.gradient_clip_algorithm": "the norm of the weights' gradient is clipped by model.gradient_clip_norm.",
 }
@@ -71,7 +69,7 @@ def one_line(message: str, known_settings: Sequence[str]) -> str:
     if given and not told and not re.search(rf"(?<![\w.]){re.escape(given)}(?![\w.])", reason):
         reason = f"{reason} (given: {given})"
     if wanted := re.fullmatch(r"Expected a <class 'list'>\. Got value: (.+)", reason):
-        reason = f"{wanted[1]} is no list; write [a,b], without blanks."
+        reason = f"{wanted[1]} is not a list; write [a,b], without spaces."
     return f"{'.'.join(keys)}: {reason}"
 
 

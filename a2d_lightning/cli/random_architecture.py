@@ -46,14 +46,19 @@ def random_architecture(args: list[str]) -> None:
         prog="a2d_lightning random_architecture", description=description(random_architecture), exit_on_error=False
     )
     parser.add_argument(
-        "--like", type=str | None, default=None, help="JSON of a search; its plan, frames and (without --macs) MACs"
+        "--like",
+        type=str | None,
+        default=None,
+        help="JSON of a searched architecture to match in plan, frames and (without --macs) MACs",
     )
-    parser.add_argument("--plan", type=Plan, default=Plan(), help="groups of cells, without --like")
-    parser.add_argument("--frame_shape", type=tuple[int, int, int], default=(4, 84, 84), help="without --like")
+    parser.add_argument("--plan", type=Plan, default=Plan(), help="groups of cells; only without --like")
+    parser.add_argument("--frame_shape", type=tuple[int, int, int], default=(4, 84, 84), help="only without --like")
     parser.add_argument("--macs", type=tuple[float, float] | None, default=None, help="range of costs: [LOW,HIGH]")
-    parser.add_argument("--count", type=int | None, default=None, help="networks, all different; one file if absent")
-    parser.add_argument("--seed", type=int, default=0, help="each gives other networks")
-    parser.add_argument("--output", type=str, required=True, help="JSON to write; with --count a folder")
+    parser.add_argument(
+        "--count", type=int | None, default=None, help="number of different networks; default: one file"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="different seeds give different networks")
+    parser.add_argument("--output", type=str, required=True, help="JSON file; with --count a folder")
     settings = parser.parse_args(args)
     if settings.count is not None and settings.count < 1:
         raise SettingError(f"--count: {settings.count} must be positive.")
@@ -98,7 +103,9 @@ def draw_like(searched: Architecture, seed: int) -> Architecture:
     macs = table.gather(1, choices.T).sum(0) + fixed_macs  # [tried]
     fits = (macs <= searched.macs) & (macs >= (1 - TOLERANCE) * searched.macs)
     if not fits.any():
-        raise SettingError(f"--like: none of {TRIED:,} random networks costs nearly {searched.macs:,} MACs.")
+        raise SettingError(
+            f"--like: none of {TRIED:,} random networks costs nearly {searched.macs:,} MACs; set a range with --macs."
+        )
     first = int(fits.nonzero()[0])
     drawn = _architecture(searched.plan, searched.frame_shape, choices[first], int(macs[first]))
     return replace(drawn, game=searched.game)
@@ -160,7 +167,7 @@ def draw_spread(
     cheapest, most_expensive = macs_range(plan, frame_shape)
     generator = torch.Generator().manual_seed(seed)
     taken = torch.empty(0, len(table), dtype=torch.int64)
-    too_few = SettingError(f"--count: {len(windows)} different networks of such MACs do not exist; choose fewer.")
+    too_few = SettingError(f"--count: {len(windows)} different networks with such MACs do not exist; choose fewer.")
     if len(windows) > len(OPERATORS) ** len(table):
         raise too_few
     drawn = []

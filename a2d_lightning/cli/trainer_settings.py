@@ -7,13 +7,13 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from a2d_lightning.runtime.errors import SettingError
 
-TRAINS_NOTHING = "trains nothing; a run's budget is data.total_env_steps."
+TRAINS_NOTHING = "trains nothing; set the length of a run with data.total_env_steps."
 
 REFUSED_VALUES = {
     "max_epochs": (0, TRAINS_NOTHING),
     "max_steps": (0, TRAINS_NOTHING),
     "limit_train_batches": (0, TRAINS_NOTHING),
-    "barebones": (True, "takes away metrics and checkpoints; leave it out."),
+    "barebones": (True, "disables metrics and checkpoints; remove it."),
 }
 """Rejected value and reason, by setting."""
 
@@ -21,12 +21,12 @@ SWITCHES = {"enable_checkpointing": Checkpoint, "enable_progress_bar": ProgressB
 """Trainer switches, and the type of callback that each enables."""
 
 REFUSED_CALLBACKS = {
-    "BaseFinetuning": "agents are trained whole, with one learning rate.",
+    "BaseFinetuning": "agents are trained as a whole, with one learning rate.",
     "BatchSizeFinder": "a batch is a rollout; set data.num_envs and data.rollout_length.",
     "GradientAccumulationScheduler": "an update uses a whole rollout; raise data.num_envs.",
-    "LearningRateFinder": "a rate that a short run finds says little about a policy; set model.optimizer.lr.",
-    "ModelPruning": "weights that are zero are multiplied all the same; search a smaller network.",
-    "SpikeDetection": "losses are watched by model.on_nan and model.gradient_clip_norm.",
+    "LearningRateFinder": "a learning rate found in a short run is unreliable for a policy; set model.optimizer.lr.",
+    "ModelPruning": "zero weights are still multiplied, so pruning saves no time; search a smaller network.",
+    "SpikeDetection": "use model.on_nan and model.gradient_clip_norm instead.",
     "ThroughputMonitor": "a2d_lightning.callbacks.EnvStepsProgress counts environment steps per second.",
 }
 """Rejected Lightning callbacks by class name, with the reason."""
@@ -55,7 +55,8 @@ def check_trainer(asked: Mapping[str, Any], trains: bool) -> None:
         for name, kind_switched in SWITCHES.items():
             if asked.get(name) is False and isinstance(callback, kind_switched):
                 raise SettingError(
-                    f"trainer.{name}: False, but trainer.callbacks has {type(callback).__name__}; take it out instead."
+                    f"trainer.{name}: False, but trainer.callbacks has {type(callback).__name__}; remove the callback "
+                    "instead."
                 )
         for kind in type(callback).__mro__:
             if kind.__name__ in REFUSED_CALLBACKS and kind.__module__.startswith("lightning."):

@@ -105,8 +105,8 @@ def kernels() -> Kernels | None:
         return Kernels(ctypes.CDLL(found.origin), openmp)
     except (OSError, AttributeError) as error:
         warnings.warn(
-            f"a2d_lightning's kernels in C cannot be used ({error}): install the package again; until then torch "
-            "computes the same, slower.",
+            f"the C kernels of a2d_lightning cannot be used ({error}); reinstall the package. Until then, slower "
+            "torch operations compute the same results.",
             stacklevel=2,
         )
         return None

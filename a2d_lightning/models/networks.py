@@ -187,7 +187,7 @@ def scaled_frame_shape(frame_shape: FrameShape, size: int | None) -> FrameShape:
     if size <= 0 or height % size or width % size or height != width:
         raise SettingError(
             f"model.agent_frame_size: frames of {height}x{width} cannot be averaged down to {size}x{size}; "
-            "data.frames.size must be a multiple of it."
+            "data.frames.size must be a multiple of model.agent_frame_size."
         )
     return stack, size, size
 

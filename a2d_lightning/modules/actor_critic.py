@@ -17,7 +17,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
 
-from a2d_lightning.agent_files import AgentCard, FrozenTeacher, load_teacher
+from a2d_lightning.agent_files import AgentCard, FrozenTeacher, check_checkpoint, load_teacher
 from a2d_lightning.models.layers import FrameShape
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import ActorCritic, initialize, scaled_frame_shape
@@ -28,10 +28,12 @@ from a2d_lightning.nas.schemes import Metrics
 from a2d_lightning.rl import losses
 from a2d_lightning.rl.advantages import AdvantageEstimator, TDError
 from a2d_lightning.rl.algorithms import A2C, Algorithm, Minibatch, joint_forward
+from a2d_lightning.rl.diagnostics import update_diagnostics
 from a2d_lightning.rl.distillation import DistillationMode, distillation_terms, trains_critic
 from a2d_lightning.rl.schedules import CoefficientSchedules, PiecewiseLinear
 from a2d_lightning.rollouts.policy import ActionChoice
 from a2d_lightning.runtime.errors import NonFiniteError, SettingError
+from a2d_lightning.runtime.lightning_compat import evaluate_before_training, is_logged, resumes_at_evaluation
 from a2d_lightning.runtime.loggers import OnEnvSteps
 from a2d_lightning.runtime.nonfinite import check_finite, dump_rollout
 from a2d_lightning.runtime.optimizer_settings import OptimizerSettings, without_parser
@@ -134,7 +136,7 @@ class ActorCriticModule(EvaluatedModule):
         self.evaluation_actions = evaluation_actions
         if distillation != "none" and teacher is None:
             raise SettingError(
-                f"model.teacher: distillation {distillation!r} needs a teacher; name one, or set "
+                f"model.teacher: distillation {distillation!r} needs a teacher; set model.teacher, or set "
                 "--model.distillation none."
             )
         self.on_nan = on_nan
@@ -210,8 +212,8 @@ class ActorCriticModule(EvaluatedModule):
             self.algorithm.check(self.agent, data.num_envs, data.rollout_length)
             if self.normalization == "per_step" and data.num_envs < 2:
                 raise SettingError(
-                    "model.normalization: per_step normalizes over the games of one time step, and data.num_envs is 1; "
-                    "play several, or take another normalization."
+                    "model.normalization: per_step normalizes over the games of one time step, but data.num_envs is "
+                    "1; increase it, or choose another normalization."
                 )
         for teacher in self._teacher:
             teacher.to(self.device)
@@ -226,9 +228,8 @@ class ActorCriticModule(EvaluatedModule):
         A run that was stopped before its last evaluation first completes that evaluation.
         """
         self._optimizer_settings.restore(self.trainer.optimizers)
-        epoch = self.trainer.fit_loop.epoch_loop
-        if epoch.val_loop.restarted_mid_evaluation and self._is_spent:
-            self.trainer.val_check_batch = epoch.batch_idx + 1  # otherwise Lightning ends the epoch before evaluating
+        if resumes_at_evaluation(self.trainer) and self._is_spent:
+            evaluate_before_training(self.trainer)
         else:
             self.trainer.should_stop = self._is_spent
 
@@ -283,7 +284,7 @@ class ActorCriticModule(EvaluatedModule):
         update_running_stats(self.agent, lambda x: self.trainer.strategy.reduce(x, reduce_op="mean"))
         self._count(rollout)
         # logging some twenty values takes Lightning 3 ms: log at the loggers' steps, and by time for the terminal
-        due = batch_idx == 0 or cast(Any, self.trainer)._logger_connector.should_update_logs
+        due = batch_idx == 0 or is_logged(self.trainer)
         if due or time.monotonic() - self._logged_at >= METRICS_SECONDS:
             self._logged_at = time.monotonic()
             self._log_training(metrics)
@@ -304,9 +305,9 @@ class ActorCriticModule(EvaluatedModule):
         path = Path(self.trainer.default_root_dir) / f"nonfinite-step{self.env_steps}-rank{self.global_rank}.pt"
         dump_rollout(rollout, error, path)
         if self.on_nan == "stop":
-            raise NonFiniteError(f"{error}; the rollout is kept in {path}") from error
+            raise NonFiniteError(f"{error}; the rollout is saved in {path}") from error
         self.skipped_updates += 1
-        rank_zero_info(f"warning: {error}; this update is skipped, the rollout kept in {path}")
+        rank_zero_info(f"warning: {error}; this update is skipped, and the rollout is saved in {path}")
         self.zeroed_optimizers()
         return {}
 
@@ -335,10 +336,10 @@ class ActorCriticModule(EvaluatedModule):
 
         coefficients = self.current_coefficients()
         for update, batch in enumerate(self.algorithm.minibatches(student, rollout, estimate)):
-            metrics: Metrics = dict(_agreement(batch)) if update == 0 else {}
+            metrics: Metrics = dict(update_diagnostics(batch)) if update == 0 else {}
             terms = self.loss_terms(batch)  # 2. of Alg. 1, numbered as in SearchModule
             if self.distillation != "none":
-                terms |= distillation_terms(  # 3. Eq. 6 and 7  # 3. Eq. 6 and 7  # 3. Eq. 6 and 7
+                terms |= distillation_terms(  # 3. Eq. 6 and 7
                     self.distillation,
                     batch,
                     teacher_logits.flatten(0, 1)[batch.rows],
@@ -473,31 +474,9 @@ class ActorCriticModule(EvaluatedModule):
         Raises:
             SettingError: If the checkpoint is not of this package, or belongs to another game or network.
         """
-        if "weight_updates" not in checkpoint or "agent_card" not in checkpoint:
-            raise SettingError("ckpt_path: the checkpoint was not written by a2d_lightning.")
-        AgentCard.from_dict(checkpoint["agent_card"], "ckpt_path").check_settings(self.card())
+        check_checkpoint(checkpoint, self.card(), self.state_dict())
         self._optimizer_settings.read(checkpoint)
-        mine_by_name = self.state_dict()
-        for name, tensor in checkpoint.get("state_dict", {}).items():
-            shape = list(mine_by_name[name].shape) if name in mine_by_name else "absent"
-            if not isinstance(tensor, Tensor) or list(tensor.shape) != shape:
-                its_shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise SettingError(f"ckpt_path: the checkpoint's {name} is {its_shape} and not {shape}; take another.")
         self.env_steps = checkpoint["env_steps"]
         self.weight_updates = checkpoint["weight_updates"]
         self.skipped_updates = checkpoint.get("skipped_updates", 0)
         self.recent_game_scores.extend(checkpoint.get("recent_game_scores", []))
-
-
-def _agreement(batch: Minibatch) -> dict[str, Tensor]:
-    """Measure how far the acting policy and the updated one differ before the update, and how well the critic fits."""
-    with torch.no_grad():
-        log_ratio = losses.log_prob(batch.logits, batch.action) - batch.log_prob_acted
-        residual = batch.value_target - batch.value
-        spread = batch.value_target.var(correction=0)
-        return {
-            # the k3 estimator (Schulman): unbiased and never negative
-            "policy/kl_acted_updated": (log_ratio.exp() - 1 - log_ratio).mean(),
-            "policy/entropy": -losses.entropy_loss(batch.logits),
-            "value/explained_variance": 1 - residual.var(correction=0) / (spread + 1e-8),
-        }

@@ -37,7 +37,7 @@ class AgentModule(ActorCriticModule):
         for name, mine in (("game", self.game), ("frame_shape", self.agent_frame_shape)):
             its = getattr(self.architecture, name)
             if its and its != mine:
-                rank_zero_info(f"remark: the architecture was searched for {name} {its}; here it is {mine}")
+                rank_zero_info(f"remark: the architecture was searched for {name} {its}, but this run uses {mine}")
         backbone = self.architecture.build(self.agent_frame_shape)
         self.agent = self.make_agent(backbone)
 

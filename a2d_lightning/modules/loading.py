@@ -30,7 +30,7 @@ def load_module(cls: type[M], path: Path, device: Device | str, changes: dict[st
     """
     checkpoint = load(path, device)
     if not isinstance(checkpoint, dict) or "agent_card" not in checkpoint:
-        raise SettingError(f"{path} was not written by a2d_lightning; name another checkpoint.")
+        raise SettingError(f"{path} was not written by a2d_lightning; choose another checkpoint.")
     card = AgentCard.from_dict(checkpoint["agent_card"], str(path))
     config_file = path.resolve().parent.parent / "config.yaml"
     linked = {"game": card.game, "frame_shape": card.frame_shape, "num_actions": card.num_actions}

@@ -27,6 +27,7 @@ from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet, inherit_weights
 from a2d_lightning.runtime.distributed import all_gather_objects, this_rank
 from a2d_lightning.runtime.errors import SettingError
+from a2d_lightning.runtime.lightning_compat import finds_unused_parameters
 from a2d_lightning.runtime.nonfinite import check_finite
 
 RECALIBRATION_ROLLOUTS = 8
@@ -105,8 +106,9 @@ class SearchModule(ActorCriticModule):
         self._check_recomputable(recompute_activations)
         if isinstance(self.scheme, OneLevelPerFrame) and sampling is not None and sampling.skips_operators:
             raise SettingError(
-                f"model.sampling: {type(sampling).__name__} computes an operator for all frames or for none, and "
-                "model.scheme OneLevelPerFrame mixes them for each frame; take SoftSum, or another scheme."
+                f"model.sampling: {type(sampling).__name__} computes an operator for all frames or for none, but "
+                "model.scheme OneLevelPerFrame mixes operators separately for each frame; choose SoftSum or another "
+                "scheme."
             )
         builders = operators_of(operators)
         supernet = Supernet(plan, self.agent_frame_shape, sampling, recompute_activations, derivation, builders)
@@ -115,8 +117,8 @@ class SearchModule(ActorCriticModule):
         self.alpha_gradient = GradientNoise(*supernet.alpha_logits.shape)
         if self.alpha_warmup_env_steps >= self.total_env_steps:
             raise SettingError(
-                f"model.alpha_warmup_env_steps: {self.alpha_warmup_env_steps:,} leaves nothing of data.total_env_steps "
-                f"{self.total_env_steps:,} to search in."
+                f"model.alpha_warmup_env_steps: {self.alpha_warmup_env_steps:,} leaves no steps for the search out of "
+                f"data.total_env_steps {self.total_env_steps:,}; choose fewer."
             )
         reference = make_backbone("resnet20", self.agent_frame_shape)
         self.reference_macs = count_macs(reference, torch.Size(self.agent_frame_shape))
@@ -157,10 +159,13 @@ class SearchModule(ActorCriticModule):
         if not recompute_activations:
             return
         if isinstance(self.scheme, UnrolledBiLevel):
-            raise SettingError("model.recompute_activations: UnrolledBiLevel's virtual weights are gone by then.")
+            raise SettingError(
+                "model.recompute_activations: UnrolledBiLevel's virtual weights no longer exist during "
+                "recomputation; set it to false."
+            )
         if self.normalization == "per_step":
             raise SettingError(
-                "model.recompute_activations: per_step normalization does not know its time steps by then; take "
+                "model.recompute_activations: per_step normalization has no time steps during recomputation; choose "
                 "another model.normalization."
             )
 
@@ -189,11 +194,12 @@ class SearchModule(ActorCriticModule):
         needed = self.scheme.rollouts_per_update
         if data is not None and data.rollouts_per_epoch < needed:
             raise SettingError(
-                f"model.scheme: {type(self.scheme).__name__} takes {needed} rollouts an update and an epoch has "
-                f"{data.rollouts_per_epoch}; raise data.env_steps_per_epoch to {needed * data.env_steps_per_rollout:,}."
+                f"model.scheme: {type(self.scheme).__name__} takes {needed} rollouts per update, but an epoch has "
+                f"{data.rollouts_per_epoch}; raise data.env_steps_per_epoch to "
+                f"{needed * data.env_steps_per_rollout:,}."
             )
-        finds_unused = getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
-        if self.trainer.world_size > 1 and self.supernet.sampling.skips_operators and not finds_unused:
+        skips = self.supernet.sampling.skips_operators
+        if self.trainer.world_size > 1 and skips and not finds_unused_parameters(self.trainer):
             raise SettingError(
                 f"trainer.strategy: with {type(self.supernet.sampling).__name__} some operators get no gradient; use "
                 "ddp_find_unused_parameters_true."

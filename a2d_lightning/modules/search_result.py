@@ -46,20 +46,24 @@ class SearchResult:
         given = Path(source)
         path = newest_intact(given / "checkpoints") if given.is_dir() else given
         if path is None:
-            raise SettingError(f"{option}: {source!r} holds no checkpoint; name the run folder of a search.")
+            raise SettingError(f"{option}: {source!r} contains no checkpoint; give the run folder of a search.")
         if not path.is_file():
-            raise SettingError(f"{option}: there is no checkpoint {source!r}; name one of a search, or its run folder.")
+            raise SettingError(
+                f"{option}: there is no checkpoint {source!r}; give a checkpoint of a search, or its run folder."
+            )
         card, weights = read_agent(path)
         content = (card.architecture or {}).get("plan")
         if card.network != "supernet" or ALPHA not in weights or not isinstance(content, dict):
-            raise SettingError(f"{option}: {path} is a checkpoint of network {card.network!r}; take one of a search.")
+            raise SettingError(
+                f"{option}: {path} is a checkpoint of network {card.network!r}; choose a checkpoint of a search."
+            )
         plan = Plan.from_dict(content, f"{option}: {path}")
         names = tuple((card.architecture or {}).get("operator_names", OPERATORS))
         alpha, expected = weights[ALPHA], [len(plan.cells()), len(names)]
         if list(alpha.shape) != expected:
             raise SettingError(
-                f"{option}: alpha of {path} is {list(alpha.shape)}, its plan and this release's operators need "
-                f"{expected}; take another."
+                f"{option}: alpha of {path} is {list(alpha.shape)}, but its plan and this release's operators need "
+                f"{expected}; choose another."
             )
         run_dir = path.parent.parent if path.parent.name == "checkpoints" else path.parent
         name = run_dir.name if path.stem == LAST else f"{run_dir.name}/{path.stem}"
@@ -74,8 +78,8 @@ class SearchResult:
         known = known_operators()
         if unknown := [name for name in self.operator_names if name not in known]:
             raise SettingError(
-                f"{self.path}: operator {unknown[0]!r} is not the paper's; register its builder by "
-                "a2d_lightning.nas.operators.register_operators and call this from Python."
+                f"{self.path}: operator {unknown[0]!r} is not one of the paper's; register its builder with "
+                "a2d_lightning.nas.operators.register_operators and run this from Python."
             )
         return {name: known[name] for name in self.operator_names}
 

@@ -100,7 +100,7 @@ class Architecture:
         }
         for name, number in counted.items():
             if getattr(self, name) != number:
-                raise SettingError(f"{source}: {name!r} is {getattr(self, name)}, and its operators have {number}.")
+                raise SettingError(f"{source}: {name!r} is {getattr(self, name)}, but the operators have {number}.")
 
     @staticmethod
     def from_dict(content: Any, source: str) -> "Architecture":
@@ -114,11 +114,12 @@ class Architecture:
             SettingError: If a field is missing or wrong.
         """
         if not isinstance(content, dict):
-            raise SettingError(f"{source} holds no JSON object.")
+            raise SettingError(f"{source} contains no JSON object.")
         version = content.get("schema_version")
         if version != SCHEMA_VERSION:
             raise SettingError(
-                f"{source} has schema_version {version!r}, this release reads {SCHEMA_VERSION}; derive it again."
+                f"{source} has schema_version {version!r}, but this release reads {SCHEMA_VERSION}; derive the "
+                "architecture again."
             )
         expected: dict[str, type | tuple[type, ...]] = {
             "operators": (list, tuple),
@@ -141,12 +142,13 @@ class Architecture:
         unknown = [name for name in content["operators"] if not isinstance(name, str) or name not in known]
         if unknown:
             raise SettingError(
-                f"{source}: unknown operator {unknown[0]!r}; known are {', '.join(known)}. Name the builders of other "
-                "operators by model.operators."
+                f"{source}: unknown operator {unknown[0]!r}; known operators are {', '.join(known)}. Set the builders "
+                "of other operators with model.operators."
             )
         if len(content["operators"]) != len(plan.cells()):
             raise SettingError(
-                f"{source}: {len(content['operators'])} operators for {len(plan.cells())} cells; one each is needed."
+                f"{source}: {len(content['operators'])} operators for {len(plan.cells())} cells; give one operator "
+                "per cell."
             )
         stack, height, width = content["frame_shape"]
         return Architecture(

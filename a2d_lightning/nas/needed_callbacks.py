@@ -39,7 +39,7 @@ def check_callbacks(callbacks: Iterable[Any], tau: float) -> None:
     callbacks = list(callbacks)
     schedules = [type(callback).__name__ for callback in callbacks if isinstance(callback, TemperatureSchedule)]
     if len(schedules) > 1:
-        raise SettingError(f"trainer.callbacks: {' and '.join(schedules)} would both set tau; leave one of them.")
+        raise SettingError(f"trainer.callbacks: {' and '.join(schedules)} would both set tau; keep only one of them.")
     if not schedules:
         rank_zero_info(
             f"warning: tau stays at {tau:g}: trainer.callbacks has no schedule for it; add "

@@ -47,7 +47,7 @@ def register_operators(builders: Mapping[str, Builder]) -> None:
     """
     for name, builder in builders.items():
         if known_operators().get(name, builder) is not builder:
-            raise SettingError(f"model.operators: {name!r} is another operator's name; take another.")
+            raise SettingError(f"model.operators: {name!r} is the name of another operator; choose another name.")
         _check_shapes(name, builder)
         _added[name] = builder
 
@@ -64,14 +64,14 @@ def operators_of(setting: Mapping[str, str | None] | None) -> dict[str, Builder]
     if setting is None:
         return dict(OPERATORS)
     if not setting:
-        raise SettingError("model.operators: {} holds no operator; name at least one, or leave it out.")
+        raise SettingError("model.operators: {} contains no operator; list at least one, or remove the setting.")
     found = {}
     for name, class_path in setting.items():
         if class_path is not None:
             register_operators({name: _imported(name, class_path)})
         elif name not in OPERATORS:
             raise SettingError(
-                f"model.operators: {name!r} is none of {', '.join(OPERATORS)}; give the class path of its builder."
+                f"model.operators: {name!r} is not one of {', '.join(OPERATORS)}; give the class path of its builder."
             )
         found[name] = known_operators()[name]
     return found
@@ -83,8 +83,8 @@ def _imported(name: str, class_path: str) -> Builder:
         builder: Builder = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise SettingError(
-            f"model.operators: {class_path!r} of {name!r} cannot be imported ({error}); install its package, or run in "
-            "its folder."
+            f"model.operators: {class_path!r} of {name!r} cannot be imported ({error}); install its package, or run "
+            "from its folder."
         ) from error
     return builder
 

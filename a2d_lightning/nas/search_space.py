@@ -43,12 +43,12 @@ class Plan:
     def __post_init__(self) -> None:
         given = f"plan: cells_per_group {list(self.cells_per_group)} and channels {list(self.channels)}"
         if not self.cells_per_group or len(self.cells_per_group) != len(self.channels):
-            raise SettingError(f"{given} must be two lists of one length, an entry a group.")
+            raise SettingError(f"{given} must be two lists of equal length, with one entry per group.")
         if min(*self.cells_per_group, *self.channels, 1) < 1:
             raise SettingError(f"{given} must be positive.")
         strides = f"plan: stem_stride {self.stem_stride} and strides {list(self.group_strides)}"
         if len(self.group_strides) != len(self.channels) or not all(1 <= s <= 4 for s in self._all_strides()):
-            raise SettingError(f"{strides} must be 1 to 4, a stride for each group.")
+            raise SettingError(f"{strides} must be 1 to 4, with one stride per group.")
         groups = zip(self.cells_per_group, self.channels, strict=True)
         weights = sum(9 * cells * channels**2 for cells, channels in groups)
         check_fits(4 * weights + 10_000 * sum(self.cells_per_group), given)  # conv_k3's weights, some 10 kB a cell

@@ -134,8 +134,8 @@ class PPO(Algorithm):
         units = len(_units(student, num_envs, rollout_length))
         if self.num_minibatches > units:
             raise SettingError(
-                f"algorithm.num_minibatches: {self.num_minibatches} parts of {units} steps; use fewer, or a longer "
-                "data.rollout_length."
+                f"algorithm.num_minibatches: {self.num_minibatches} minibatches cannot be made of {units} steps; use "
+                "fewer, or raise data.rollout_length."
             )
 
     def _shuffled(self, student: nn.Module, rollout: TensorDict) -> tuple[Tensor, ...]:

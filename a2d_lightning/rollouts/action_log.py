@@ -119,7 +119,7 @@ class ActionLog:
             if state[name].dtype != dtype or list(state[name].shape) != shape:
                 raise ValueError(f"{name} is {state[name].dtype} {list(state[name].shape)}, not {dtype} {shape}")
         if (state["reset_seeds"] < KEEP_RNG).any() or state["first_step"] < 0:
-            raise ValueError("seeds and steps are not negative")
+            raise ValueError("seeds and steps must not be negative")
         action_log = ActionLog(num_envs)
         action_log.first_step = state["first_step"]
         action_log.seeded_at = state["seeded_at"].numpy().copy()

@@ -205,8 +205,7 @@ def restoring() -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise SettingError(
-            f"ckpt_path: where the games were cannot be restored ({type(error).__name__}: {error}); take another "
-            "checkpoint."
+            f"ckpt_path: the games cannot be restored ({type(error).__name__}: {error}); choose another checkpoint."
         ) from error
 
 

@@ -67,7 +67,9 @@ class RolloutCollector(Collector):
         self._shown(self.frames_per_batch)
         log_pi = logits.transpose(0, 1).log_softmax(-1)  # [n, T, actions]
         if not torch.isfinite(log_pi).all():
-            raise NonFiniteError("the policy's logits are not finite while acting; lower the learning rate.")
+            raise NonFiniteError(
+                "the policy's logits are not finite during rollout collection; lower the learning rate."
+            )
         action = torch.stack(actions, 1)  # [n, T]
         return TensorDict(
             {

@@ -271,7 +271,7 @@ class GameEnv(EnvBase):
         """
         played = ActionLog.from_state_dict(state["journal"])
         if len(played.seeded_at) != self.batch_size[0]:
-            raise ValueError(f"they are {len(played.seeded_at)} games, not {self.batch_size[0]}")
+            raise ValueError(f"the state has {len(played.seeded_at)} games, not {self.batch_size[0]}")
         self.action_log = ActionLog(self.batch_size[0])
         self.action_log.first_step = played.first_step
         if isinstance(self.vector, AtariVectorEnv):  # ale-py requires a full reset before a masked one
@@ -332,7 +332,7 @@ def make_env(
         return GameEnv(games, seed, GYMNASIUM_DECISIONS_PER_SEED, watchdog)
     vector = atari_vector(game, num_envs, frames, num_threads, noop_max, affinity_offset)
     if wrappers:
-        raise SettingError("data.wrappers: Atari games run in C++, outside of Gymnasium's wrappers; leave it out.")
+        raise SettingError("data.wrappers: Atari games run in C++ and cannot use Gymnasium wrappers; remove it.")
     return GameEnv(vector, seed, ATARI_DECISIONS_PER_SEED, watchdog)
 
 
@@ -380,7 +380,7 @@ def atari_vector(
         SettingError: If the game is unknown, or ``frames`` sets ``channels`` or ``image_key``.
     """
     if frames.channels is not None or frames.image_key is not None:
-        raise SettingError("data.frames: Atari games have one image; leave channels and image_key out.")
+        raise SettingError("data.frames: Atari games have one image; remove channels and image_key.")
     height, width = ATARI_IMAGE if frames.size is None else (frames.size, frames.size)
     return (AtariVectorEnv if frames.gray else ColorAtari)(
         atari_rom(game),

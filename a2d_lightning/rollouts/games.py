@@ -60,9 +60,9 @@ def atari_rom(game: str) -> str:
         install = (
             "install a2d-lightning with [minatar]."
             if namespace == "MinAtar"
-            else (f"install the package that registers it, or name the module too: module:{game}.")
+            else (f"install the package that registers it, or give the module too: module:{game}.")
         )
-        raise SettingError(f"data.game: Gymnasium knows no environment {game!r}; {install}")
+        raise SettingError(f"data.game: Gymnasium has no environment {game!r}; {install}")
     wanted = _squeeze(game)
     by_key = {_squeeze(rom): rom for rom in atari_games()}
     if wanted in by_key:
@@ -73,9 +73,9 @@ def atari_rom(game: str) -> str:
     hint = (
         f"did you mean {' or '.join(near)}?"
         if near
-        else "for another Gymnasium environment give its id with the version, as it is registered."
+        else "for a Gymnasium environment, give the registered id with its version."
     )
-    raise SettingError(f"data.game: ale-py ships no game called {game!r}; {hint}")
+    raise SettingError(f"data.game: ale-py has no game called {game!r}; {hint}")
 
 
 @functools.cache

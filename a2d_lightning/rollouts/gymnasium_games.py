@@ -238,17 +238,17 @@ def gymnasium_games(
             env = gymnasium.make(spec, disable_env_checker=True, **options)
         except Exception as error:  # a constructor can raise anything
             raise SettingError(
-                f"data.game: {game} cannot be made ({type(error).__name__}: {error}); correct the environment or "
+                f"data.game: {game} cannot be created ({type(error).__name__}: {error}); correct the environment or "
                 "choose another."
             ) from error
         for class_path, wrap in layers:
             try:
                 env = wrap(env)
             except Exception as error:
-                raise SettingError(f"data.wrappers: {class_path} refuses {game} ({error}).") from error
+                raise SettingError(f"data.wrappers: {class_path} cannot wrap {game} ({error}).") from error
             if not isinstance(env, gymnasium.Env):
                 raise SettingError(
-                    f"data.wrappers: {class_path} returns {type(env).__name__}, not an environment; name a subclass of "
+                    f"data.wrappers: {class_path} returns {type(env).__name__}, not an environment; use a subclass of "
                     "gymnasium.Wrapper."
                 )
         return env
@@ -269,7 +269,6 @@ def _wrapper(setting: WrapperSetting) -> tuple[str, Callable[[gymnasium.Env], gy
         wrapper = getattr(importlib.import_module(module), name)
     except Exception as error:  # a user's module can raise anything
         raise SettingError(
-            f"data.wrappers: there is no {class_path} that can be imported ({type(error).__name__}: {error}); write "
-            "package.Wrapper."
+            f"data.wrappers: {class_path} cannot be imported ({type(error).__name__}: {error}); write package.Wrapper."
         ) from error
     return class_path, lambda env: wrapper(env, **init_args)

@@ -63,8 +63,8 @@ class ImageFormat:
         shown, space = np.asarray(image), self.space
         if shown.shape != space.shape or (shown.dtype.kind == "f" and np.dtype(space.dtype).kind != "f"):
             raise SettingError(
-                f"data.game: {game} shows {shown.dtype} {list(shown.shape)} where its observation space says "
-                f"{space.dtype} {list(space.shape)}; correct one of them, by a wrapper in data.wrappers for instance."
+                f"data.game: {game} returns {shown.dtype} {list(shown.shape)}, but its observation space declares "
+                f"{space.dtype} {list(space.shape)}; correct one of them, for example with a wrapper in data.wrappers."
             )
 
     def frames(self, images: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ def image_format(game: str, space: gymnasium.Space, settings: FrameSettings) -> 
     channels = found._height_width_channels()[2]
     if settings.gray and channels not in (1, 3):
         raise SettingError(
-            f"data.frames.gray: images of {game} have {channels} channels and not red, green and blue; set it to false."
+            f"data.frames.gray: images of {game} have {channels} channels, not red, green and blue; set it to false."
         )
     return found
 
@@ -137,7 +137,7 @@ def _find_image(game: str, space: gymnasium.Space, key: str | None) -> tuple[str
     if isinstance(space, gymnasium.spaces.Dict):
         named = {name: part for name, part in space.spaces.items()}
     elif key is not None:
-        raise SettingError(f"data.frames.image_key: {game} observes {space}, not a Dict; leave {key!r} out.")
+        raise SettingError(f"data.frames.image_key: {game} observes {space}, not a Dict; remove {key!r}.")
     images = {
         name: part
         for name, part in named.items()
@@ -145,7 +145,9 @@ def _find_image(game: str, space: gymnasium.Space, key: str | None) -> tuple[str
     }
     if key is not None:
         if key not in images:
-            raise SettingError(f"data.frames.image_key: {key!r} is no image of {game}, which observes {space}.")
+            raise SettingError(
+                f"data.frames.image_key: {key!r} is not an image of {game}, whose observation space is {space}."
+            )
         return key, images[key]
     if len(images) > 1:
         names = ", ".join(str(name) for name in images)

@@ -69,8 +69,8 @@ class RayCollection(CollectionBackend):
         """
         if normalizes_by_time_step(agent):
             raise SettingError(
-                "data.collection: model.normalization per_step normalizes over all games of a time step, which "
-                "RayCollection's workers play apart; take another of the two."
+                "data.collection: model.normalization per_step normalizes over all games of a time step, but "
+                "RayCollection's workers play them separately; change one of the two."
             )
         return _RaySource(self, games, agent, rollout_length, device, state)
 
@@ -99,7 +99,8 @@ class RayCollection(CollectionBackend):
             except (OSError, ValueError, RuntimeError) as error:
                 raise SettingError(
                     f"data.collection.address: there is no Ray cluster at {self.address!r} "
-                    f"({str(error).splitlines()[0]}); start one by 'ray start --head', or say local."
+                    f"({str(error).splitlines()[0]}); start one with 'ray start --head', or set "
+                    "data.collection.address to local."
                 ) from error
             INTERRUPTION.catch_signals_again()  # Ray's handlers would end the process
         cores = int(ray.cluster_resources().get("CPU", 0))
@@ -202,7 +203,8 @@ class _RaySource(RolloutSource):
             except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
                 raise RunFailedError(
                     f"data.collection: {self.owner}, worker {number} of {len(workers)} on the Ray cluster has died "
-                    f"({type(error).__name__}; its own words are above or in Ray's logs); go on with --ckpt_path last."
+                    f"({type(error).__name__}; the original error is above or in Ray's logs); resume with --ckpt_path "
+                    "last."
                 ) from error
             if isinstance(found, Exception):
                 raise found

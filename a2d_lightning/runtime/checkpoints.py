@@ -50,8 +50,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write_atomically(Path(path), content)
         except OSError as error:
             rank_zero_info(
-                f"warning: {path} could not be written ({error.strerror}); training goes on, and what was saved before "
-                "is as it was"
+                f"warning: {path} could not be written ({error.strerror}); training continues, and earlier "
+                "checkpoints are unchanged"
             )
 
     def load_checkpoint(
@@ -78,7 +78,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return checkpoint
         for name, kind in _PARTS.items():
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(name), kind):
-                raise SettingError(f"ckpt_path: {path} has no {name!r} and is no checkpoint of a run; take another.")
+                raise SettingError(
+                    f"ckpt_path: {path} has no {name!r} and is not a checkpoint of a run; choose another."
+                )
         return checkpoint
 
 

@@ -86,11 +86,11 @@ class Heartbeats:
                     if self._is_gone(rank):
                         self._end(rank, "was killed or crashed")
                     elif time.monotonic() - seen[rank][1] > self.timeout_seconds:
-                        self._end(rank, f"was not heard of for {self.timeout_seconds:g} s")
+                        self._end(rank, f"sent no heartbeat for {self.timeout_seconds:g} s")
                     elif self._store.check([f"failed{rank}"]):
                         self._end(rank, f"failed: {self._store.get(f'failed{rank}').decode()}")
             except RuntimeError:
-                self._end(0, "is gone, or its machine cannot be reached")
+                self._end(0, "has ended, or its machine cannot be reached")
 
     def _is_gone(self, rank: int) -> bool:
         host, pid = self.processes[rank]
@@ -110,5 +110,5 @@ class Heartbeats:
             return
         host, pid = self.processes[rank]
         found = f"rank {rank} (process {pid} on {host}) {how}"
-        print(f"error: {found}; rank {self.rank} ends too: go on with --ckpt_path last.", file=sys.stderr, flush=True)
+        print(f"error: {found}; rank {self.rank} ends too: resume with --ckpt_path last.", file=sys.stderr, flush=True)
         os._exit(1)

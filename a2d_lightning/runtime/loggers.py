@@ -66,7 +66,9 @@ class _Writer(ExperimentWriter):
                 write_atomically(path, _csv(columns, [header, *_rows(path), *self.metrics]))
         except OSError as error:
             if not self._waiting:
-                rank_zero_info(f"warning: {path} could not be written ({error.strerror}); its rows wait in memory")
+                rank_zero_info(
+                    f"warning: {path} could not be written ({error.strerror}); unwritten rows are kept in memory"
+                )
             self._waiting = True
         else:
             self._waiting = False
@@ -104,7 +106,9 @@ class TensorBoardFile(OnEnvSteps, TensorBoardLogger):
             write(*args, **kwargs)
         except OSError as error:
             self._ended = True
-            rank_zero_info(f"warning: TensorBoard's file could not be written ({error.strerror}) and ends here")
+            rank_zero_info(
+                f"warning: TensorBoard's file could not be written ({error.strerror}); later values are not written"
+            )
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -33,4 +33,7 @@ def check_fits(num_bytes: float, what: str) -> None:
     """
     total = total_memory()
     if num_bytes > total:
-        raise SettingError(f"{what}: needs {num_bytes / 2**30:,.0f} GiB at least, and there are {total / 2**30:,.0f}.")
+        raise SettingError(
+            f"{what}: needs at least {num_bytes / 2**30:,.0f} GiB of memory, but only {total / 2**30:,.0f} GiB are "
+            "available; choose smaller values."
+        )

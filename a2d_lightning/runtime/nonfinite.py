@@ -33,8 +33,8 @@ def check_finite(terms: dict[str, Tensor], env_steps: int) -> None:
     mine = [f"{name} is {value}" for name, value in named if not math.isfinite(value)]
     found = [f"{', '.join(its)} (rank {rank})" for rank, its in enumerate(all_gather_objects(mine)) if its]
     raise NonFiniteError(
-        f"{'; '.join(found)} before the update at environment step {env_steps:,}; checkpoints are as they were: "
-        "lower the learning rate and go on with --ckpt_path last, or set --model.on_nan skip"
+        f"{'; '.join(found)} before the update at environment step {env_steps:,}; checkpoints are unchanged: lower "
+        "the learning rate and resume with --ckpt_path last, or set --model.on_nan skip"
     )
 
 

@@ -56,7 +56,7 @@ class OptimizerSettings:
             if unknown := sorted(saved - asked[0].keys()):
                 raise SettingError(
                     f"model.optimizer: {type(optimizer).__name__} has no {', '.join(unknown)}, which the checkpoint's "
-                    "optimizer has; resume with the class that the run began with."
+                    "optimizer has; resume with the optimizer class that the run started with."
                 )
 
     def restore(self, optimizers: Sequence[Optimizer]) -> None:

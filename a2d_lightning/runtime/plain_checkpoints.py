@@ -48,8 +48,8 @@ def dump(checkpoint: dict[str, Any]) -> memoryview:
         return content.getbuffer()
     place, value = next(found for found in _leaves(checkpoint) if not _is_read(_serialized(found[1])))
     raise RunFailedError(
-        f"the checkpoint cannot be saved: {place} is a {_type_name(value)}, which would not be read again; keep "
-        "numbers, strings, tensors, lists and dicts of them there."
+        f"the checkpoint cannot be saved: {place} is a {_type_name(value)}, which could not be loaded again; store "
+        "only numbers, strings, tensors, and lists and dicts of them there."
     )
 
 
@@ -83,15 +83,15 @@ def load(path: Path | str, map_location: Any = "cpu") -> Any:
             unread = next((value for _, value in _leaves(entries[name]) if isinstance(value, Unread)), None)
             if unread is not None:
                 rank_zero_info(
-                    f"warning: {path}: {part}[{name!r}] holds a {type(unread).__name__}, which is not read; it is left "
-                    "out, and the rest is whole"
+                    f"warning: {path}: {part}[{name!r}] contains a {type(unread).__name__}, which cannot be loaded "
+                    "and is skipped; everything else is loaded"
                 )
                 del entries[name]
     for place, value in _leaves(checkpoint):
         if isinstance(value, Unread):
             raise SettingError(
-                f"{path}: {place or 'the content'} is a {type(value).__name__}; not a readable agent file, as only "
-                "tensors and plain values are read. Take another."
+                f"{path}: {place or 'the content'} is a {type(value).__name__}; not a readable agent file, because "
+                "only tensors and plain values are loaded. Choose another."
             )
     return checkpoint
 

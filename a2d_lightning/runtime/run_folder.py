@@ -27,8 +27,8 @@ class RunFolder:
             lock.acquire(blocking=False)
         except Timeout:
             raise SettingError(
-                f"run_dir: another run writes into {str(run_dir)!r}; wait for its end, or name another folder by "
-                "--run_dir."
+                f"run_dir: another run is writing to {str(run_dir)!r}; wait until that run ends, or choose another "
+                "folder with --run_dir."
             ) from None
         except (NotImplementedError, OSError):  # a file system without locks
             return

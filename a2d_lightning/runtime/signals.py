@@ -135,7 +135,10 @@ class Interruption:
         if over.wait(self.grace_seconds):
             return
         self.saving.acquire(timeout=2.0)
-        print(f"interrupted by {self.received}: what was under way took too long and was dropped", file=sys.stderr)
+        print(
+            f"interrupted by {self.received}: unfinished work exceeded the grace period and was discarded",
+            file=sys.stderr,
+        )
         sys.stderr.flush()
         os._exit(self.exit_status)
 

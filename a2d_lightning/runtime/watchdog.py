@@ -41,8 +41,8 @@ class Watchdog:
         while not self._over.wait(min(1.0, self.seconds / 4)):
             if time.monotonic() > self._deadline:
                 print(
-                    f"error: {self.what} did not answer for {self.seconds:g} s; go on with --ckpt_path last, and raise "
-                    "data.env_timeout_seconds if its steps may take as long.",
+                    f"error: {self.what} did not respond for {self.seconds:g} s; resume with --ckpt_path last, and "
+                    "raise data.env_timeout_seconds if steps can take that long.",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -42,16 +42,22 @@ def bank(args: list[str]) -> None:
         Interrupted: If a signal stopped the command; all runs have saved their state.
     """
     parser = ArgumentParser(prog="a2d_lightning bank", description=description(bank), exit_on_error=False)
-    parser.add_argument("--config", action="append", type=str, default=[], help="of the runs, as for fit; repeatable")
+    parser.add_argument(
+        "--config", action="append", type=str, default=[], help="config file of the runs, as for fit; repeatable"
+    )
     parser.add_argument(
         "--architectures", type=list[str] | str, required=True, help="folder of JSON files, a file, or [a.json,b.json]"
     )
-    parser.add_argument("--seeds", type=list[int], default=[0], help="each network is trained with each (default: [0])")
+    parser.add_argument("--seeds", type=list[int], default=[0], help="seeds to train each network with (default: [0])")
     parser.add_argument("--output", type=str, required=True, help="folder for bank.csv and the runs")
-    parser.add_argument("--overrides", type=list[str], default=[], help='of the runs: "[--data.game=Pong, ...]"')
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="runs at a time, one thread each")
-    parser.add_argument("--address", type=str | None, default=None, help="Ray cluster that trains instead, e.g. auto")
-    parser.add_argument("--origin", type=str | None, default=None, help="label of the networks; by names if absent")
+    parser.add_argument(
+        "--overrides", type=list[str], default=[], help='settings of the runs: "[--data.game=Pong, ...]"'
+    )
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="number of parallel runs, one thread each")
+    parser.add_argument("--address", type=str | None, default=None, help="Ray cluster to train on instead, e.g. auto")
+    parser.add_argument(
+        "--origin", type=str | None, default=None, help="label of the networks; default: derived from their names"
+    )
     parser.add_argument("--keep_runs", type=bool, default=True, help="false: delete the folder of a finished run")
     settings = parser.parse_args(args)
     output = Path(settings.output)
@@ -117,7 +123,9 @@ def read_networks(architectures: str | Sequence[str], origin: str | None = None)
         folder = Path(given)
         files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
         if not files:
-            raise SettingError(f"--architectures: {given!r} holds no JSON files; random_architecture writes some.")
+            raise SettingError(
+                f"--architectures: {given!r} contains no JSON files; create some with random_architecture."
+            )
         for path in files:
             if path.stem in networks:
                 raise SettingError(
@@ -161,9 +169,9 @@ class Recipe:
         for override in overrides:
             name, _, value = override.partition("=")
             if not name.startswith("--") or not value:
-                raise SettingError(f"--overrides: {override!r} must read --name=value.")
+                raise SettingError(f"--overrides: {override!r} must have the form --name=value.")
             if name in OWN_SETTINGS:
-                raise SettingError(f"--overrides: {name} is chosen by the bank; leave it out.")
+                raise SettingError(f"--overrides: {name} is set by the bank; remove it.")
         game = str((settings.get("data") or {}).get("game", "Pong"))
         for override in overrides:
             if override.startswith("--data.game="):
@@ -209,8 +217,8 @@ class Recipe:
         if different:
             name = different[0]
             raise SettingError(
-                f"--output: {str(path.parent)!r} is a bank of another recipe: {', '.join(different[:5])} "
-                f"(first: {earlier.get(name)!r} before, {now.get(name)!r} now); restore them, or choose another folder."
+                f"--output: {str(path.parent)!r} is a bank with another recipe: {', '.join(different[:5])} (first: "
+                f"{earlier.get(name)!r} before, {now.get(name)!r} now); restore them, or choose another folder."
             )
 
 
@@ -253,8 +261,8 @@ class Table:
                 )
             ):
                 raise SettingError(
-                    f"--architectures: {str(network.path)!r} is not the network that {str(self.path)!r} has under this "
-                    "name; rename the file."
+                    f"--architectures: {str(network.path)!r} is not the network stored in {str(self.path)!r} under "
+                    "this name; rename the file."
                 )
 
     def add(self, job: Job, network: Network, seed: int) -> None:
@@ -282,7 +290,7 @@ def rows_of(job: Job, network: Network, seed: int, game: str) -> list[Row]:
     """
     scores = read_metrics(job.run_dir).get("val/score", [])
     if not scores:
-        raise SettingError(f"run_dir: {str(job.run_dir)!r} holds no val/score; a bank needs evaluations.")
+        raise SettingError(f"run_dir: {str(job.run_dir)!r} contains no val/score; a bank needs evaluations.")
     card, _ = read_agent(job.run_dir / "checkpoints" / "last.ckpt")
     backbone = network.architecture.build(card.frame_shape)
     row = Row(

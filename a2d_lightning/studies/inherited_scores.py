@@ -103,6 +103,6 @@ def _config(path: Path) -> dict[str, Any]:
             if isinstance(content, dict) and isinstance(content.get("data"), dict):
                 return content
     raise SettingError(
-        f"--inherited_games: {str(path)!r} lies in no run folder with config.yaml, which has the games' settings; "
-        "leave --inherited_games out."
+        f"--inherited_games: {str(path)!r} is not in a run folder with a config.yaml, which contains the settings of "
+        "the games; remove --inherited_games."
     )

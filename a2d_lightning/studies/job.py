@@ -55,7 +55,7 @@ class Job:
                 return
         if any((self.run_dir / "checkpoints").glob("*.ckpt")):
             raise SettingError(
-                f"run_dir: {str(self.run_dir)!r} holds a run that this study did not start; choose another output "
+                f"run_dir: {str(self.run_dir)!r} contains a run that this study did not start; choose another output "
                 "folder."
             )
 

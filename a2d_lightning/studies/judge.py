@@ -40,10 +40,16 @@ def judge(args: list[str]) -> None:
     )
     parser.add_argument("--target_macs", type=float | None, default=None, help="cost of the comparison")
     parser.add_argument(
-        "--env_steps", type=int | None, default=None, help="of training; the last common ones if absent"
+        "--env_steps",
+        type=int | None,
+        default=None,
+        help="environment steps of training; default: the last common value",
     )
     parser.add_argument(
-        "--search_trainings", type=float | None, default=None, help="wall time of a search, in trainings of a network"
+        "--search_trainings",
+        type=float | None,
+        default=None,
+        help="wall time of a search, in units of one network's training",
     )
     parser.add_argument("--output", type=str, required=True, help="folder")
     settings = parser.parse_args(args)
@@ -58,7 +64,7 @@ def judge(args: list[str]) -> None:
     for game in sorted({row.game for row in bank_rows}):
         bank = networks_of(bank_rows, game, env_steps)
         if len(bank) < FEWEST_NETWORKS:
-            raise SettingError(f"--bank: {len(bank)} networks of {game}; ranks need {FEWEST_NETWORKS} at least.")
+            raise SettingError(f"--bank: {len(bank)} networks of {game}; ranking needs at least {FEWEST_NETWORKS}.")
         own = [search for search in searches if without_module(search.card.game) == game]
         for search in own:
             _check_plan(search, bank)
@@ -73,7 +79,9 @@ def judge(args: list[str]) -> None:
         {without_module(search.card.game) for search in searches} - {judgement.game for judgement in judgements}
     )
     if strangers:
-        raise SettingError(f"--search: a search of {strangers[0]}, of which --bank has no networks; leave it out.")
+        raise SettingError(
+            f"--search: a search of {strangers[0]}, for which --bank has no networks; remove that search."
+        )
     output = Path(settings.output)
     text = to_markdown(judgements, env_steps)
     try:
@@ -90,7 +98,7 @@ def _check_names(searches: Sequence[SearchResult]) -> None:
     names = [search.name for search in searches]
     for name in names:
         if names.count(name) > 1:
-            raise SettingError(f"--search: two searches are called {name}; rename a folder.")
+            raise SettingError(f"--search: two searches are called {name}; rename one folder.")
 
 
 def _check_plan(search: SearchResult, bank: Networks) -> None:
@@ -98,8 +106,8 @@ def _check_plan(search: SearchResult, bank: Networks) -> None:
     for name, other in zip(bank.names, bank.plans, strict=True):
         if other != plan:
             raise SettingError(
-                f"--search: {search.name} has the plan {plan}, and {name} of --bank {other}; use a bank of the same "
-                "plan."
+                f"--search: {search.name} has the plan {plan}, but {name} of --bank has {other}; use a bank with the "
+                "same plan."
             )
 
 

@@ -42,8 +42,8 @@ def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[Ended]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **settings)
     except (OSError, ValueError, RuntimeError) as error:
         raise SettingError(
-            f"--address: there is no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one by "
-            "'ray start --head', or leave --address out."
+            f"--address: there is no Ray cluster at {address!r} ({str(error).splitlines()[0]}); start one with 'ray "
+            "start --head', or remove --address."
         ) from error
     INTERRUPTION.catch_signals_again()  # Ray's handlers would end the process
     task = ray.remote(num_cpus=1, max_retries=RETRIES)(_run_task)
@@ -58,7 +58,7 @@ def run_on_ray(jobs: Sequence[Job], address: str) -> Iterator[Ended]:
                     status, seconds = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     raise RunFailedError(
-                        f"--address: {address!r}: the cluster lost job {job.name} ({type(error).__name__}); start the "
+                        f"--address: {address!r}: the cluster lost job {job.name} ({type(error).__name__}); run the "
                         "command again to resume."
                     ) from error
                 yield job, status, seconds

@@ -55,8 +55,8 @@ def run_jobs(
             after_each(job)
     if failed:
         raise RunFailedError(
-            f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed[:10])}{', ...' * (len(failed) > 10)}; their "
-            f"last lines are above, and each folder has a {LOG}. Start the command again to try them again."
+            f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed[:10])}{', ...' * (len(failed) > 10)}; see "
+            f"their last lines above and {LOG} in each folder. Run the command again to retry them."
         )
 
 

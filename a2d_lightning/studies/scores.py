@@ -59,7 +59,7 @@ def read_tables(paths: Sequence[str]) -> list[Row]:
             key = row.game, row.name, row.seed, row.env_steps
             if key in rows:
                 raise SettingError(
-                    f"--bank: {path!r} repeats {row.name}, seed {row.seed}, of another table; leave one."
+                    f"--bank: {path!r} repeats {row.name}, seed {row.seed}, from another table; keep only one of them."
                 )
             rows[key] = row
     return list(rows.values())

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One run on several machines of a SLURM cluster, which goes on by itself when it is preempted or out of time:
+# One run on several machines of a SLURM cluster. It requeues and resumes itself after preemption or at the time limit:
 #   sbatch docs/examples/slurm.sh --config configs/search.yaml --run_dir /shared/search
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -10,6 +10,6 @@
 srun --kill-on-bad-exit=0 python -m a2d_lightning fit --trainer.num_nodes "$SLURM_NNODES" \
   --trainer.devices "$SLURM_NTASKS_PER_NODE" --trainer.strategy ddp --ckpt_path auto "$@"
 status=$?
-# 75: a signal stopped it, and what it did is saved. 0: done; 1: failed; 2: a setting is wrong.
+# 0: done; 1: failed; 2: a setting is wrong; 75: stopped by a signal, and saved
 [ "$status" -eq 75 ] && scontrol requeue "$SLURM_JOB_ID"
 exit "$status"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One run on several machines that share the run folder. On each of them, from the repository's root:
-#   MASTER=<the first one's address> NODES=2 NODE=<0, 1, ...> PROCESSES=<of each, one a GPU> \
+# One run on several machines that share the run folder. Run on each machine, in the root of the repository:
+#   MASTER=<address of machine 0> NODES=2 NODE=<0, 1, ...> PROCESSES=<per machine, one for each GPU> \
 #     bash docs/examples/torchrun.sh --config configs/search.yaml --run_dir /shared/search --ckpt_path auto
 set -euo pipefail
 exec python -m torch.distributed.run --nnodes "$NODES" --node_rank "$NODE" --nproc_per_node "${PROCESSES:-1}" \

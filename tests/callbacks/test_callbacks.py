@@ -267,7 +267,7 @@ def test_a_run_that_never_starts_leaves_an_earlier_searchs_files_alone(tmp_path:
     module.env_steps = 12345
     earlier = module.derive()
     earlier.save(tmp_path / "architectures" / "last.json")
-    with pytest.raises(SettingError, match="'nobody' is no file"):
+    with pytest.raises(SettingError, match="'nobody' is neither a file"):
         fit(make_search(distillation="actor", teacher="nobody"), tmp_path, ArchitectureCheckpoint())
     assert written(tmp_path, "last") == earlier
 
@@ -315,7 +315,7 @@ def test_the_progress_line_says_where_a_resumed_run_stands(clock: Clock) -> None
     module.env_steps = 1000
     # 700 steps in 70 s, 10 of them spent on games; 1,000 more at 700 in 70 s, games included: 100 s
     assert progress.line(trainer, module) == (
-        "1,000 of 2,000 environment steps (50%) | 12 steps/s | 0:01:10 gone, 0:01:40 left"
+        "1,000 of 2,000 environment steps (50%) | 12 steps/s | 0:01:10 elapsed, 0:01:40 left"
     )
 
 

@@ -1,28 +1,34 @@
 """A compiled agent learns what the plain one does, and says where it cannot be compiled."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo
 from runs import CATCH_ARGS, fit, metrics
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch._inductor import config
 from torch._inductor.utils import fresh_cache
 
 from a2d_lightning.models.networks import ActorCritic, initialize
-from a2d_lightning.models.normalization import time_steps, with_normalization
+from a2d_lightning.models.normalization import Normalization, time_steps, with_normalization
 from a2d_lightning.nas.architecture import Architecture
 
 COMPILED = "--trainer.callbacks+=a2d_lightning.callbacks.CompiledAgent"
 
 
 @pytest.fixture(autouse=True)
-def _nothing_compiled():
+def _nothing_compiled() -> None:
     torch._dynamo.reset()
     counters.clear()
 
 
 @pytest.mark.slow
-def test_it_learns_what_the_plain_agent_does_and_is_evaluated_as_it_is(tmp_path, small_architecture):
+def test_it_learns_what_the_plain_agent_does_and_is_evaluated_as_it_is(
+    tmp_path: Path, small_architecture: Path
+) -> None:
     args = [*CATCH_ARGS, f"--model.architecture={small_architecture}", "--data.evaluation_games", "5"]
     args += ["--model.distillation", "none", "--model.teacher", "null", "--model.normalization", "none"]
     fit("retrain", tmp_path / "plain", 100, *args)
@@ -40,14 +46,17 @@ def test_it_learns_what_the_plain_agent_does_and_is_evaluated_as_it_is(tmp_path,
 
 
 @pytest.mark.parametrize("algorithm", ["A2C", "PPO"])
-def test_no_output_is_used_after_the_next_forward(algorithm, monkeypatch, tmp_path, small_architecture):
+def test_no_output_is_used_after_the_next_forward(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_architecture: Path
+) -> None:
     # a CUDA graph writes the outputs of each forward to the same memory; here NaN stands for what it would write
     args = [f"--model.architecture={small_architecture}", "--model.algorithm", algorithm]
     args += ["--model.algorithm.num_minibatches", "2"] if algorithm == "PPO" else []
     fit("retrain", tmp_path / "plain", 100, *args)
-    forward, outputs = ActorCritic.forward, {}
+    forward = ActorCritic.forward
+    outputs: dict[Any, Any] = {}
 
-    def overwritten(self, pixels):
+    def overwritten(self: Any, pixels: Tensor) -> Any:
         for before in outputs.get(self, ()):
             before.data.fill_(float("nan"))
         outputs[self] = forward(self, pixels)
@@ -61,11 +70,11 @@ def test_no_output_is_used_after_the_next_forward(algorithm, monkeypatch, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("normalization", ["batch", "per_step", "group"])
-def test_its_gradients_are_the_plain_agents(normalization, small_architecture):
+def test_its_gradients_are_the_plain_agents(normalization: Normalization, small_architecture: Path) -> None:
     # float64, since batch norm makes much of the rounding of channels that hardly vary
     shape = (4, 42, 42)
     backbone = Architecture.load(str(small_architecture)).build(shape)
-    agent = initialize(with_normalization(ActorCritic(backbone, shape, 6), normalization)).double()
+    agent: Any = initialize(with_normalization(ActorCritic(backbone, shape, 6), normalization)).double()
     pixels = torch.randint(256, (12, *shape), dtype=torch.uint8)
     gradients = []
     for _ in range(2):
@@ -84,18 +93,22 @@ def test_its_gradients_are_the_plain_agents(normalization, small_architecture):
 @pytest.mark.parametrize(
     ("stage", "args", "line"),
     [
-        ("search", [], "a supernet is another network after each draw"),
+        ("search", [], "the network of a search changes with each draw"),
         ("teacher", ["--model.network", "resnet14", "--model.normalization", "running"], "normalization running keeps"),
     ],
 )
-def test_networks_that_do_not_stay_as_they_are_are_refused(stage, args, line, tmp_path, capsys):
+def test_networks_that_do_not_stay_as_they_are_are_refused(
+    stage: str, args: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as refused:
         fit(stage, tmp_path, 100, *args, COMPILED)
     assert refused.value.code == 2
     assert f"error: CompiledAgent: {line}" in capsys.readouterr().err
 
 
-def test_a_machine_without_a_compiler_says_so(tmp_path, capsys, monkeypatch):
+def test_a_machine_without_a_compiler_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(config.cpp, "cxx", (None, "/nonexistent"))
     with fresh_cache(), pytest.raises(SystemExit) as refused:
         fit("teacher", tmp_path, 100, *CATCH_ARGS, COMPILED)

@@ -4,6 +4,8 @@ An empty reason means that a run with it trains to its end.
 """
 
 import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -16,8 +18,8 @@ pytestmark = pytest.mark.thorough
 WITHOUT_TEACHER = ["--model.distillation", "none", "--model.teacher", "null"]
 
 CALLBACKS = {
-    "BackboneFinetuning": ([], "BaseFinetuning: agents are trained whole"),
-    "BaseFinetuning": ([], "agents are trained whole"),
+    "BackboneFinetuning": ([], "BaseFinetuning: agents are trained as a whole"),
+    "BaseFinetuning": ([], "agents are trained as a whole"),
     "BasePredictionWriter": ([], ""),
     "BatchSizeFinder": ([], "set data.num_envs and data.rollout_length"),
     "Callback": ([], ""),
@@ -70,8 +72,8 @@ ARGUMENTS = {
     "check_val_every_n_epoch": ("2", ""),
     "num_sanity_val_steps": ("1", ""),
     "log_every_n_steps": ("0", ""),
-    "enable_checkpointing": ("false", "trainer.callbacks has RunCheckpoint; take it out"),
-    "enable_progress_bar": ("false", "trainer.callbacks has EnvStepsProgress; take it out"),
+    "enable_checkpointing": ("false", "trainer.callbacks has RunCheckpoint; remove the callback"),
+    "enable_progress_bar": ("false", "trainer.callbacks has EnvStepsProgress; remove the callback"),
     "enable_model_summary": ("true", ""),
     "accumulate_grad_batches": ("2", "raise data.num_envs"),
     "gradient_clip_val": ("1.0", "model.gradient_clip_norm"),
@@ -82,40 +84,41 @@ ARGUMENTS = {
     "use_distributed_sampler": ("true", ""),
     "profiler": ("simple", ""),
     "detect_anomaly": ("true", ""),
-    "barebones": ("true", "takes away metrics and checkpoints"),
+    "barebones": ("true", "disables metrics and checkpoints"),
     "plugins": ("lightning.pytorch.plugins.io.AsyncCheckpointIO", "Found invalid type for plugin"),
     "sync_batchnorm": ("true", ""),
     "reload_dataloaders_every_n_epochs": ("1", ""),
-    "default_root_dir": ("runs", "by --run_dir"),
+    "default_root_dir": ("runs", "with --run_dir"),
     "enable_autolog_hparams": ("false", ""),
     "model_registry": ("a_model", ""),
 }
 
 
 @pytest.fixture(autouse=True)
-def settings_of_torch():
+def settings_of_torch() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
     torch.autograd.set_detect_anomaly(False)
 
 
-def check(stage, args, reason, tmp_path, run):
+def check(stage: str, args: list[str], reason: str, tmp_path: Path, run: Callable[..., str] | None) -> None:
     if reason:
+        assert run is not None
         assert reason in run(stage, *args)
     else:
         fit(stage, tmp_path / "run", 40, *CATCH_ARGS, *WITHOUT_TEACHER, "--trainer.limit_val_batches", "1", *args)
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-def test_a_callback(name, tmp_path, run):
+def test_a_callback(name: str, tmp_path: Path, run: Callable[..., str]) -> None:
     args, reason = CALLBACKS[name]
     args = [arg.replace("{tmp}", str(tmp_path / "there")) for arg in args]
     check("teacher", [f"--trainer.callbacks+=lightning.pytorch.callbacks.{name}", *args], reason, tmp_path, run)
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_an_argument(name, tmp_path, run):
+def test_an_argument(name: str, tmp_path: Path, run: Callable[..., str]) -> None:
     value, reason = ARGUMENTS[name]
     check("teacher", [f"--trainer.{name}", value], reason, tmp_path, run)
 
@@ -129,11 +132,11 @@ def test_an_argument(name, tmp_path, run):
         (["--trainer.strategy", "ddp_fork"], ""),
     ],
 )
-def test_what_a_search_does_otherwise(args, reason, tmp_path, run):
+def test_what_a_search_does_otherwise(args: list[str], reason: str, tmp_path: Path, run: Callable[..., str]) -> None:
     check("search", args, reason, tmp_path, run)
 
 
-def test_the_lists_are_whole():
+def test_the_lists_are_whole() -> None:
     assert CALLBACKS.keys() == set(callbacks.__all__)
     assert ARGUMENTS.keys() == set(inspect.signature(L.Trainer).parameters)
 
@@ -141,7 +144,7 @@ def test_the_lists_are_whole():
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
 @pytest.mark.parametrize("stage", ["teacher", "search"])
-def test_processes_that_lightning_starts_itself(stage, strategy, tmp_path):
+def test_processes_that_lightning_starts_itself(stage: str, strategy: str, tmp_path: Path) -> None:
     # Pong: a process that is spawned does not know the toy game; its games are not played out here
     args = ["--trainer.devices", "2", "--data.game", "Pong", "--data.evaluation_games", "2"]
     args += ["--trainer.limit_val_batches", "0"]

@@ -1,11 +1,14 @@
 """What a person sees who makes a mistake: one line on standard error, exit status 2, nothing trained."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from mistakes import MISTAKES
+from tensordict import TensorDict
 
 from a2d_lightning.cli.main import main
 from a2d_lightning.data import RolloutDataModule
@@ -18,7 +21,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     MISTAKES,
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
 )
-def test_a_mistake_ends_in_one_line_that_names_it(run, stage, args, named):
+def test_a_mistake_ends_in_one_line_that_names_it(
+    run: Callable[..., str], stage: str, args: list[str], named: list[str]
+) -> None:
     line = run(stage, *args)
     assert [word for word in named if word not in line] == [], line
 
@@ -32,13 +37,15 @@ def test_a_mistake_ends_in_one_line_that_names_it(run, stage, args, named):
         ({"macs": "many"}, "'macs'"),
     ],
 )
-def test_a_broken_architecture_is_refused_in_one_line(run, small_architecture, change, named):
-    content = json.loads(small_architecture.read_text()) | change
-    small_architecture.write_text(json.dumps(content))
+def test_a_broken_architecture_is_refused_in_one_line(
+    run: Callable[..., str], small_architecture: Path, change: dict[str, Any], named: str
+) -> None:
+    content = json.loads(small_architecture.read_text(encoding="utf-8")) | change
+    small_architecture.write_text(json.dumps(content), encoding="utf-8")
     assert named in run("retrain", "--model.architecture", str(small_architecture))
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(run, tmp_path):
+def test_a_folder_that_holds_a_run_is_not_written_over(run: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "checkpoints" / "last.ckpt").touch()
     line = run("teacher", "--run_dir", str(tmp_path / "old"))
@@ -46,9 +53,9 @@ def test_a_folder_that_holds_a_run_is_not_written_over(run, tmp_path):
     assert "--run_dir" in line
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
+def test_a_checkpoint_that_would_run_code_is_refused(run: Callable[..., str], tmp_path: Path) -> None:
     class Attack:
-        def __reduce__(self):
+        def __reduce__(self) -> tuple[Any, ...]:
             return (Path(tmp_path / "attacked").touch, ())
 
     torch.save({"state_dict": {}, "x": Attack()}, tmp_path / "evil.ckpt")
@@ -56,15 +63,17 @@ def test_a_checkpoint_that_would_run_code_is_refused(run, tmp_path):
     assert not (tmp_path / "attacked").exists()
 
 
-def test_a_test_without_weights_says_what_it_needs(run):
+def test_a_test_without_weights_says_what_it_needs(run: Callable[..., str]) -> None:
     assert "--ckpt_path" in run("teacher", command="test")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeypatch, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # rewards of NaN reach L_value through the target and L_policy through the advantage, entropy stays finite
     real = RolloutDataModule.for_learning
 
-    def poisoned(self, rollout):
+    def poisoned(self: Any, rollout: TensorDict) -> Any:
         batch = real(self, rollout)
         if self.trainer.lightning_module.env_steps >= 200:
             batch["next", "reward"].fill_(float("nan"))
@@ -84,7 +93,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(monkeyp
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
 
 
-def test_a_test_of_a_search_describes_the_supernet_that_it_plays(tmp_path, capsys):
+def test_a_test_of_a_search_describes_the_supernet_that_it_plays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ["--config", str(CONFIGS / "search.yaml"), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
     args = [*config, "--run_dir", str(tmp_path), "--data.evaluation_games", "1"]
     main(["fit", *args, "--data.total_env_steps", "100", "--data.env_steps_per_epoch", "100"])
@@ -96,11 +107,11 @@ def test_a_test_of_a_search_describes_the_supernet_that_it_plays(tmp_path, capsy
     assert f"{tested['macs']:,} MACs a frame" in capsys.readouterr().out
 
 
-def test_an_error_among_its_own_causes_ends_the_run(monkeypatch):
+def test_an_error_among_its_own_causes_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = RuntimeError("first"), OSError("second")
     first.__cause__, second.__context__ = second, first
 
-    def fail(*_):
+    def fail(*_: Any) -> NoReturn:
         raise first
 
     monkeypatch.setattr("a2d_lightning.cli.main.A2DCLI", fail)
@@ -108,10 +119,10 @@ def test_an_error_among_its_own_causes_ends_the_run(monkeypatch):
         main(["fit"])
 
 
-def test_help_says_what_ckpt_path_takes(capsys):
+def test_help_says_what_ckpt_path_takes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "last: the newest of run_dir that is whole; best: the one with the highest score; auto (fit): last" in text
+    assert "last: the newest intact one in run_dir; best: the one with the highest score; auto (fit): last" in text
     assert "hpc" not in text
     assert "registry" not in text.replace("model_registry", "")

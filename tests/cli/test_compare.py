@@ -1,5 +1,9 @@
 """Several runs in one picture."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pytest
@@ -21,21 +25,21 @@ RUN = """step,weight_updates,train/recent_game_score,val/score,val/score_low95,v
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Figures that were drawn, kept open."""
-    figures = []
+    figures: list[Any] = []
     monkeypatch.setattr(module.plt, "close", figures.append)
     yield figures
     plt.close("all")
 
 
-def write_run(folder, content=RUN):
+def write_run(folder: Path, content: str = RUN) -> str:
     folder.mkdir()
     (folder / "metrics.csv").write_text(content)
     return str(folder)
 
 
-def test_scores_are_drawn_per_step_and_per_update(tmp_path, drawn):
+def test_scores_are_drawn_per_step_and_per_update(tmp_path: Path, drawn: list[Any]) -> None:
     run_dir = write_run(tmp_path / "a2d")
     compare(["--run_dirs", f"[{run_dir}]", "--output", str(tmp_path / "out" / "both.png")])
     assert (tmp_path / "out" / "both.png").read_bytes().startswith(b"\x89PNG")
@@ -50,10 +54,10 @@ def test_scores_are_drawn_per_step_and_per_update(tmp_path, drawn):
     assert {tuple(point) for point in band} >= {(150, -21.5), (150, -20.5), (300, -16), (300, -14)}
 
 
-X_LABELS = ("environment steps", "updates of the weights")
+X_LABELS = ("environment steps", "weight updates")
 
 
-def test_a_run_keeps_its_colour_where_another_has_no_data(tmp_path, drawn):
+def test_a_run_keeps_its_colour_where_another_has_no_data(tmp_path: Path, drawn: list[Any]) -> None:
     no_scores = "\n".join(line.rsplit(",", 3)[0] for line in RUN.splitlines()[:4])
     first, second = write_run(tmp_path / "first", no_scores), write_run(tmp_path / "second")
     compare(["--run_dirs", f"[{first},{second}]", "--labels", "[one,two]", "--output", str(tmp_path / "x.png")])
@@ -63,7 +67,7 @@ def test_a_run_keeps_its_colour_where_another_has_no_data(tmp_path, drawn):
     assert colours == {"C1"}
 
 
-def test_what_is_logged_while_training_is_averaged_over_a_fiftieth_of_the_run(tmp_path, drawn):
+def test_what_is_logged_while_training_is_averaged_over_a_fiftieth_of_the_run(tmp_path: Path, drawn: list[Any]) -> None:
     rows = "\n".join(f"{step},{step},{(-1) ** step}" for step in range(100))
     run_dir = write_run(tmp_path / "a", f"step,weight_updates,train/recent_game_score\n{rows}\n")
     compare(["--run_dirs", f"[{run_dir}]", "--output", str(tmp_path / "x.png")])
@@ -73,9 +77,9 @@ def test_what_is_logged_while_training_is_averaged_over_a_fiftieth_of_the_run(tm
     assert np.allclose(line.get_xdata(), np.arange(1, 99))
 
 
-def test_runs_without_a_label_each_and_without_scores_are_named(tmp_path):
+def test_runs_without_a_label_each_and_without_scores_are_named(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "a")
-    with pytest.raises(SettingError, match=r"--labels: 2 of them for 1 runs"):
+    with pytest.raises(SettingError, match=r"--labels: 2 labels for 1 runs"):
         compare(["--run_dirs", f"[{run_dir}]", "--labels", "[a,b]", "--output", str(tmp_path / "x.png")])
     empty = write_run(tmp_path / "b", "step,loss/value\n1,2\n")
     with pytest.raises(SettingError, match="none of the runs has a score yet"):

@@ -17,7 +17,7 @@ OVERLAYS = sorted((CONFIGS / "scale").glob("*.yaml")) + sorted((CONFIGS / "games
 ON_THIS_MACHINE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto")
 
 
-def instantiated(monkeypatch, tmp_path, *args: str) -> A2DCLI:
+def instantiated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *args: str) -> A2DCLI:
     """The command line's objects, training itself left out."""
     monkeypatch.setattr(Trainer, "fit", lambda self, *a, **k: None)
     monkeypatch.setattr(Trainer, "test", lambda self, *a, **k: None)
@@ -32,19 +32,23 @@ def stage_args(stage: str, architecture: Path) -> list[str]:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
-def test_every_overlay_stacks_on_every_stage(stage, overlay, monkeypatch, tmp_path, small_architecture):
+def test_every_overlay_stacks_on_every_stage(
+    stage: str, overlay: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_architecture: Path
+) -> None:
     if overlay.stem == "minatar":
         pytest.importorskip("minatar", reason="GPL, an extra that is not installed by default")
     args = [*stage_args(stage, small_architecture), "--config", str(overlay), *ON_THIS_MACHINE]
     cli = instantiated(monkeypatch, tmp_path, *args)
-    asked = yaml.safe_load(overlay.read_text()).get("data", {})
+    asked = yaml.safe_load(overlay.read_text(encoding="utf-8")).get("data", {})
     if "num_envs" in asked:
         assert cli.datamodule.num_envs == asked["num_envs"]
     assert type(cli.model).__name__ == {"teacher": "TeacherModule", "search": "SearchModule"}.get(stage, "AgentModule")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_stage_configs_carry_the_papers_settings(stage, monkeypatch, tmp_path, small_architecture):
+def test_the_stage_configs_carry_the_papers_settings(
+    stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_architecture: Path
+) -> None:
     cli = instantiated(monkeypatch, tmp_path, *stage_args(stage, small_architecture))
     model, data = cli.model, cli.datamodule
     assert (data.game, data.frame_shape, data.frames.skip, data.rollout_length) == ("pong", (4, 84, 84), 4, 5)
@@ -75,12 +79,12 @@ def test_the_stage_configs_carry_the_papers_settings(stage, monkeypatch, tmp_pat
         assert (alpha.param_groups[0]["lr"], alpha.param_groups[0]["betas"][0]) == (1e-3, 0.9)
 
 
-def test_random_play_needs_no_checkpoint(monkeypatch, tmp_path):
+def test_random_play_needs_no_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cli = instantiated(monkeypatch, tmp_path, "test", "--config", str(CONFIGS / "random.yaml"))
     assert cli.datamodule.game == "pong"
 
 
-def test_every_teacher_that_a_config_names_is_bundled():
+def test_every_teacher_that_a_config_names_is_bundled() -> None:
     named = set()
     for path in CONFIGS.rglob("*.yaml"):
         content = yaml.safe_load(path.read_text())
@@ -89,7 +93,9 @@ def test_every_teacher_that_a_config_names_is_bundled():
     assert named - {None} <= set(bundled_teachers())
 
 
-def test_any_value_can_be_overridden_on_the_command_line(monkeypatch, tmp_path, small_architecture):
+def test_any_value_can_be_overridden_on_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_architecture: Path
+) -> None:
     args = [*stage_args("search", small_architecture), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
     values = ["--model.lambda_cost", "0.5", "--data.num_envs", "3", "--data.game", "breakout"]
     cli = instantiated(monkeypatch, tmp_path, *args, *values)
@@ -97,14 +103,16 @@ def test_any_value_can_be_overridden_on_the_command_line(monkeypatch, tmp_path, 
     assert cli.model.num_actions == 4
 
 
-def test_one_seed_sets_games_actions_and_draws(monkeypatch, tmp_path, small_architecture):
+def test_one_seed_sets_games_actions_and_draws(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_architecture: Path
+) -> None:
     args = [*stage_args("search", small_architecture), "--config", str(CONFIGS / "scale" / "smoke.yaml")]
     cli = instantiated(monkeypatch, tmp_path, *args, "--seed_everything", "7")
     assert cli.datamodule.seed == 7
     assert cli.model.gumbel_generator.initial_seed() == 7
 
 
-def test_configs_of_the_package_are_found_by_name(tmp_path):
+def test_configs_of_the_package_are_found_by_name(tmp_path: Path) -> None:
     named = expand_overlays(["fit", "--config", "search", "--config=laptop"])
     paths = [str(CONFIGS / "search.yaml"), str(CONFIGS / "scale" / "laptop.yaml")]
     assert named == expand_overlays(["fit", "--config", paths[0], "--config", paths[1]])
@@ -113,7 +121,9 @@ def test_configs_of_the_package_are_found_by_name(tmp_path):
     assert expand_overlays(["fit", "--config", str(own)]) == ["fit", "--config", str(own)]
 
 
-def test_a_file_of_the_users_comes_before_a_config_of_that_name(tmp_path, monkeypatch):
+def test_a_file_of_the_users_comes_before_a_config_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("search").write_text("data: {num_envs: 3}\n", encoding="utf-8")
     assert expand_overlays(["fit", "--config", "search"]) == ["fit", "--config", "search"]

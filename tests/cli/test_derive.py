@@ -107,7 +107,7 @@ def test_a_checkpoint_without_a_teachers_name_gives_an_empty_one(tmp_path: Path)
     ("args", "named"),
     [
         ({"--from": "nowhere"}, r"--from: there is no checkpoint 'nowhere'"),
-        ({"--from": "{tmp}"}, r"--from: .* holds no checkpoint"),
+        ({"--from": "{tmp}"}, r"--from: .* contains no checkpoint"),
         ({"--from": "{tmp}/teacher.ckpt"}, r"--from: .*teacher\.ckpt is a checkpoint of network 'vanilla'"),
         ({"--from": "{tmp}/other.ckpt"}, r"--from: alpha of .*other\.ckpt is \[3, 8\]"),
         ({"--target_macs": "1e9,many"}, r"--target_macs: '1e9,many' is not a list of numbers; write them as 5e5,1e6"),
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_lacks_what_a_search_has_is_refused(missing: str, tmp_
     else:
         del checkpoint["state_dict"]["agent.backbone.alpha_logits"]
     torch.save(checkpoint, source)
-    with pytest.raises(SettingError, match=r"--from: .*take one of a search"):
+    with pytest.raises(SettingError, match=r"--from: .*choose a checkpoint of a search"):
         derive(["--from", str(source), "--output", str(tmp_path / "out")])
 
 

@@ -108,8 +108,8 @@ def test_arguments_of_the_caller_are_not_changed(overlay: str) -> None:
     [
         ("data: [1, 2\n", "is not YAML"),
         ("a: 1\n b: 2\n", "is not YAML"),
-        ("- 1\n- 2\n", "holds no settings"),
-        ("", "holds no settings"),
+        ("- 1\n- 2\n", "contains no settings"),
+        ("", "contains no settings"),
         ("per_model: [1]\n", "per_model"),
         ("per_model: {SearchModule: [1]}\n", "SearchModule"),
         ("per_model: {SearchModule: text}\n", "SearchModule"),

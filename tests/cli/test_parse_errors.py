@@ -164,8 +164,11 @@ def test_an_overlay_before_its_stage_is_refused(told: Callable[..., str]) -> Non
 @pytest.mark.parametrize(
     ("args", "named"),
     [
-        (["nonsense"], "there is no command 'nonsense'; there are fit, validate, test, export,"),
-        (["compare", "--run_dirs", "a", "b", "--output", "x"], "run_dirs: a is no list; write [a,b], without blanks."),
+        (["nonsense"], "there is no command 'nonsense'; choose one of fit, validate, test, export,"),
+        (
+            ["compare", "--run_dirs", "a", "b", "--output", "x"],
+            "run_dirs: a is not a list; write [a,b], without spaces.",
+        ),
     ],
 )
 def test_commands_are_explained(capsys: pytest.CaptureFixture[str], args: list[str], named: str) -> None:

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +52,7 @@ def test_all_networks_that_are_as_dear_are_drawn_alike(monkeypatch: pytest.Monke
     assert min(drawn.values()) > 60 - 5 * 8
 
 
-def test_the_command_writes_a_file_that_retraining_reads(tmp_path, capsys) -> None:
+def test_the_command_writes_a_file_that_retraining_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     searched().save(tmp_path / "last.json")
     output = tmp_path / "controls" / "random.json"
     random_architecture(["--like", str(tmp_path / "last.json"), "--seed", "3", "--output", str(output)])
@@ -74,14 +76,15 @@ def test_a_window_is_drawn_from_uniformly() -> None:
         assert 3 <= len(possible) < 40
         generator = torch.Generator().manual_seed(1)
         tries = 60 * len(possible)
-        drawn = Counter(tuple(module.draw_in_window(table, low, high, none, generator).tolist()) for _ in range(tries))
+        draws: list[Any] = [module.draw_in_window(table, low, high, none, generator) for _ in range(tries)]
+        drawn = Counter(tuple(draw.tolist()) for draw in draws)
         assert drawn.keys() == possible
         # 60 each are expected, with a standard deviation below 8
         assert max(drawn.values()) < 60 + 5 * 8
         assert min(drawn.values()) > 60 - 5 * 8
 
 
-def test_a_folder_of_networks_spreads_over_the_costs(tmp_path, capsys) -> None:
+def test_a_folder_of_networks_spreads_over_the_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = ["--plan.cells_per_group", "[2,2]", "--plan.channels", "[4,8]", "--frame_shape", "[2,21,21]"]
     random_architecture(["--count", "12", *plan, "--macs", "[2e4,2e5]", "--output", str(tmp_path)])
     files = sorted(tmp_path.glob("*.json"))
@@ -96,13 +99,13 @@ def test_a_folder_of_networks_spreads_over_the_costs(tmp_path, capsys) -> None:
         assert 2e4 * 10 ** (i / 12) <= network.macs <= 2e4 * 10 ** ((i + 1) / 12)
 
 
-def test_a_folder_of_networks_as_expensive_as_a_searched_one(tmp_path) -> None:
+def test_a_folder_of_networks_as_expensive_as_a_searched_one(tmp_path: Path) -> None:
     searched().save(tmp_path / "last.json")
     random_architecture(["--like", str(tmp_path / "last.json"), "--count", "2", "--output", str(tmp_path / "out")])
     networks = [Architecture.load(path) for path in sorted((tmp_path / "out").glob("*.json"))]
     assert len({network.operators for network in networks}) == 2
     assert all(0.95 * searched().macs <= network.macs <= searched().macs for network in networks)
-    with pytest.raises(SettingError, match="--count: 9 different networks of such MACs do not exist"):
+    with pytest.raises(SettingError, match="--count: 9 different networks with such MACs do not exist"):
         random_architecture(["--like", str(tmp_path / "last.json"), "--count", "9", "--output", str(tmp_path / "out")])
 
 
@@ -118,11 +121,11 @@ def test_a_window_without_a_network_is_widened() -> None:
     [
         (["--macs", "[2e5,1e5]"], r"--macs: \[200000, 100000\] must be \[LOW, HIGH\]"),
         (["--macs", "[1e8,2e8]"], "lies outside the search space"),
-        (["--count", "82"], "82 different networks of such MACs do not exist"),
+        (["--count", "82"], "82 different networks with such MACs do not exist"),
         (["--count", "0"], "--count: 0 must be positive"),
     ],
 )
-def test_costs_and_counts_that_cannot_be_are_refused(settings, message, tmp_path) -> None:
+def test_costs_and_counts_that_cannot_be_are_refused(settings: list[str], message: str, tmp_path: Path) -> None:
     plan = ["--plan.cells_per_group", "[1,1]", "--plan.channels", "[4,8]", "--frame_shape", "[2,21,21]"]
     with pytest.raises(SettingError, match=message):
         random_architecture([*plan, *settings, "--output", str(tmp_path)])

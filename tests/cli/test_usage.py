@@ -39,13 +39,13 @@ def test_the_first_page_needs_no_torch(option: str) -> None:
     assert not {"torch", "lightning", "jsonargparse", "numpy"} & set(modules.split())
 
 
-def test_without_a_command_it_is_an_error(start, capsys) -> None:
+def test_without_a_command_it_is_an_error(start: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         start()
     assert exit_.value.code == USAGE.rstrip()  # which the interpreter prints to stderr, with status 1
 
 
-def test_the_rest_goes_to_the_command_line(start, monkeypatch) -> None:
+def test_the_rest_goes_to_the_command_line(start: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     got: list[list[str]] = []
     monkeypatch.setattr("a2d_lightning.cli.main.main", got.append)
     start("fit", "--help")

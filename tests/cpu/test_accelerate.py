@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from a2d_lightning.cpu.fused_batch_norm import FusedSequential
 from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet
+
+CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}
 
 
 class Mine(nn.Conv2d):
@@ -51,7 +54,7 @@ def test_weights_names_and_outputs_stay(monkeypatch: pytest.MonkeyPatch) -> None
     for net in (plain, fast):
         net.draw(torch.Generator().manual_seed(0))
     frames = torch.rand(6, *shape).to(memory_format=torch.channels_last)
-    torch.testing.assert_close(fast(frames), plain.to(memory_format=torch.channels_last)(frames), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast(frames), plain.to(**CHANNELS_LAST)(frames), rtol=1e-4, atol=1e-5)
 
 
 def test_agents_are_accelerated_unless_it_is_switched_off() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from a2d_lightning.rollouts.envs import FrameSettings, make_env
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path):
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, dict[str, str]], None]:
     """A machine with eight cores, the given membership file and the given files of control groups."""
 
     def build(membership: str, files: dict[str, str]) -> None:
@@ -48,18 +49,22 @@ V1 = "5:memory:/a\n3:cpu,cpuacct:/pods/a\n0::/\n"
         (V1, {"memory/a/cpu.max": "100000 100000\n", "cpu.max": "broken\n"}, 8),
     ],
 )
-def test_a_quota_counts(membership, files, expected, machine):
+def test_a_quota_counts(
+    membership: str, files: dict[str, str], expected: int, machine: Callable[[str, dict[str, str]], None]
+) -> None:
     machine(membership, files)
     assert usable_cores() == expected
 
 
-def test_affinity_counts(machine, monkeypatch):
+def test_affinity_counts(machine: Callable[[str, dict[str, str]], None], monkeypatch: pytest.MonkeyPatch) -> None:
     machine("0::/\n", {"cpu.max": "600000 100000\n"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5})
     assert usable_cores() == 3
 
 
-def test_machines_without_control_groups(machine, monkeypatch):
+def test_machines_without_control_groups(
+    machine: Callable[[str, dict[str, str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine("", {})
     monkeypatch.setattr(cores, "MEMBERSHIP", Path("/nowhere"))
     assert usable_cores() == 8
@@ -76,7 +81,9 @@ def test_machines_without_control_groups(machine, monkeypatch):
         ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
     ],
 )
-def test_the_user_decides_how_threads_wait(given, expected, monkeypatch):
+def test_the_user_decides_how_threads_wait(
+    given: dict[str, str], expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "environ", dict(given))
     assert let_waiting_threads_sleep() == (given == {})
     assert os.environ == expected
@@ -96,13 +103,13 @@ except SystemExit:
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")])
-def test_torch_has_no_more_threads_than_cores(given, expected):
+def test_torch_has_no_more_threads_than_cores(given: dict[str, str], expected: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | given
     done = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
 
 
-def test_waiting_threads_are_asleep_before_torch_is_there():
+def test_waiting_threads_are_asleep_before_torch_is_there() -> None:
     script = "import sys, os; import a2d_lightning.__main__ as m; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,6 +1,7 @@
 """The 5x5 depthwise convolution is ``nn.Conv2d``'s: what comes out, every gradient, and what else it is used for."""
 
 import copy
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +12,8 @@ from a2d_lightning.cpu import depthwise
 from a2d_lightning.cpu.accelerate import accelerate
 from a2d_lightning.cpu.depthwise import DepthwiseConv5x5
 from a2d_lightning.models.macs import count_macs
+
+CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}
 
 
 def depthwise_5x5(channels: int, stride: int) -> nn.Conv2d:
@@ -35,7 +38,7 @@ def test_gradients_are_those_of_a_convolution_in_double_precision(
     size: tuple[int, int], channels: int, stride: int, second: bool
 ) -> None:
     torch.manual_seed(0)
-    layer = depthwise_5x5(channels, stride).to(memory_format=torch.channels_last)
+    layer = depthwise_5x5(channels, stride).to(**CHANNELS_LAST)
     plain = nn.Conv2d(channels, channels, 5, stride, 2, groups=channels, bias=False).double()
     plain.weight.data.copy_(layer.weight)
     x = torch.randn(19, channels, *size).to(memory_format=torch.channels_last)  # 16 shares of the images
@@ -47,18 +50,17 @@ def test_gradients_are_those_of_a_convolution_in_double_precision(
 
 
 def test_gradients_keep_the_layout() -> None:
-    layer = depthwise_5x5(16, 1).to(memory_format=torch.channels_last)
+    layer = depthwise_5x5(16, 1).to(**CHANNELS_LAST)
     x = torch.randn(4, 16, 7, 7).to(memory_format=torch.channels_last)
     grad_x = gradients(layer, x)[1]
     assert grad_x.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_what_does_not_fit_goes_the_usual_way() -> None:
-    channels_last = {"memory_format": torch.channels_last}
     with patch.object(depthwise, "_grad_weight") as quick:
-        depthwise_5x5(12, 1)(torch.randn(4, 12, 7, 7).to(**channels_last)).sum().backward()  # channels
+        depthwise_5x5(12, 1)(torch.randn(4, 12, 7, 7).to(**CHANNELS_LAST)).sum().backward()  # channels
         depthwise_5x5(16, 1)(torch.randn(4, 16, 7, 7)).sum().backward()  # layout
-        depthwise_5x5(16, 1).double()(torch.randn(4, 16, 7, 7).double().to(**channels_last)).sum().backward()
+        depthwise_5x5(16, 1).double()(torch.randn(4, 16, 7, 7).double().to(**CHANNELS_LAST)).sum().backward()
     assert not quick.called
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
@@ -14,6 +15,8 @@ from a2d_lightning.cpu.accelerate import accelerate
 from a2d_lightning.cpu.fused_batch_norm import FusedSequential
 from a2d_lightning.cpu.kernels import kernels
 from a2d_lightning.models.normalization import frozen_batch_norm_statistics, recalibrate
+
+CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}
 
 
 def layers(channels: int, relu: bool) -> list[nn.Module]:
@@ -88,6 +91,7 @@ def test_nan_goes_through_the_relu() -> None:
     assert out[:, 1].isnan().all()
     assert not out[:, [0, 2]].isnan().any()
     out.sum().backward()
+    assert x.grad is not None
     assert x.grad[:, 1].isnan().all()
     assert not x.grad[:, [0, 2]].isnan().any()
 
@@ -103,7 +107,7 @@ def test_a_gradient_of_another_layout_is_the_same_gradient() -> None:
     fused, _ = pair(6, True)
     x = channels_last(4, 6, 5, 5)
     gradient = torch.randn(4, 6, 5, 5)
-    found = []
+    found: list[Any] = []
     for each in (gradient, gradient.to(memory_format=torch.channels_last)):
         leaf = x.clone().requires_grad_()
         fused(leaf).backward(each)
@@ -137,11 +141,12 @@ def test_everything_else_is_computed_layer_by_layer(other: str, calls: Mock) -> 
     elif other == "hook on norm":
         fused[0].register_forward_hook(lambda module, inputs, out: seen.append(out.clone()))
     elif other == "autocast":
-        fused.insert(0, nn.Conv2d(8, 8, 1).to(memory_format=torch.channels_last))
+        fused.insert(0, nn.Conv2d(8, 8, 1).to(**CHANNELS_LAST))
     else:
         recalibrate(fused, [x])
         fused.train()
-        fused[0].momentum = None
+        norm: Any = fused[0]
+        norm.momentum = None
     plain = nn.Sequential(*copy.deepcopy(fused))
     seen.clear()
     with torch.autocast("cpu", torch.bfloat16, enabled=other == "autocast"):
@@ -167,7 +172,7 @@ def test_one_value_a_channel_is_refused_as_by_torch() -> None:
 
 
 def test_every_norm_of_a_supernet_is_fused(calls: Mock) -> None:
-    supernet = accelerate(make_supernet()).to(memory_format=torch.channels_last)
+    supernet = accelerate(make_supernet()).to(**CHANNELS_LAST)
     norms = sum(isinstance(layer, nn.BatchNorm2d) for layer in supernet.modules())
     supernet(channels_last(2, 3, 37, 29))
     assert calls.call_count == norms

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from a2d_lightning.cpu.fused_batch_norm import FusedSequential
 from a2d_lightning.cpu.kernels import Kernels, kernels
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.nas.supernet import Supernet
+
+CHANNELS_LAST: dict[str, Any] = {"memory_format": torch.channels_last}
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_they_were_built() -> None:
 def gradients_of_a_supernet() -> list[Tensor]:
     torch.manual_seed(0)
     # 16 channels of 21 x 21 for 8 frames: 56,448 elements, more than one thread's share
-    supernet = accelerate(Supernet(Plan((1, 1), (16, 24)), (4, 42, 42))).to(memory_format=torch.channels_last)
+    supernet = accelerate(Supernet(Plan((1, 1), (16, 24)), (4, 42, 42))).to(**CHANNELS_LAST)
     supernet(torch.rand(8, 4, 42, 42).to(memory_format=torch.channels_last)).square().sum().backward()
     return [p.grad for p in supernet.parameters() if p.grad is not None]
 
@@ -43,6 +46,7 @@ def gradients_of_a_supernet() -> list[Tensor]:
 def test_sums_do_not_depend_on_the_number_of_threads() -> None:
     x = torch.randn(8, 24, 40, 30).to(memory_format=torch.channels_last)
     layer = FusedSequential(torch.nn.BatchNorm2d(24), torch.nn.ReLU())
+    parameters: list[Any] = list(layer.parameters())
     found = []
     for number in (1, 2, 3, 20):  # 20 is more than there are shares of the work
         torch.set_num_threads(number)
@@ -50,7 +54,7 @@ def test_sums_do_not_depend_on_the_number_of_threads() -> None:
         layer.zero_grad()
         out = layer(leaf)
         out.square().sum().backward()
-        found.append([out, leaf.grad, *[p.grad.clone() for p in layer.parameters()]])
+        found.append([out, leaf.grad, *[p.grad.clone() for p in parameters]])
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
 
@@ -60,7 +64,7 @@ def test_a_thread_does_the_work_of_those_that_do_not_come(tmp_path: Path, monkey
     spec = importlib.util.find_spec("a2d_lightning.cpu._kernels")
     assert spec is not None
     assert spec.origin is not None
-    library = shutil.copy(spec.origin, tmp_path)  # loaded a second time, since a library keeps its OpenMP
+    library = str(shutil.copy(spec.origin, tmp_path))  # loaded a second time, since a library keeps its OpenMP
     parallel = ctypes.CFUNCTYPE(
         None, ctypes.CFUNCTYPE(None, ctypes.c_void_p), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
     )
@@ -71,7 +75,7 @@ def test_a_thread_does_the_work_of_those_that_do_not_come(tmp_path: Path, monkey
         function(data)
 
     second = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1)
-    openmp = SimpleNamespace(GOMP_parallel=parallel(come_alone), omp_get_thread_num=second)
+    openmp: Any = SimpleNamespace(GOMP_parallel=parallel(come_alone), omp_get_thread_num=second)
     alone = Kernels(ctypes.CDLL(library), openmp)
     monkeypatch.setattr("a2d_lightning.cpu.fused_batch_norm.kernels", lambda: alone)
     monkeypatch.setattr("torch.get_num_threads", lambda: 3)
@@ -114,7 +118,7 @@ def test_a_library_that_does_not_fit_is_named_and_left(
     monkeypatch.setattr("a2d_lightning.cpu.kernels.importlib.util.find_spec", lambda name: spec)
     kernels.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="install the package again"):
+        with pytest.warns(UserWarning, match="reinstall the package"):
             assert kernels() is None
     finally:
         kernels.cache_clear()

@@ -1,16 +1,18 @@
 """Collects what every fault came to, for the table at the end of ``python -m pytest tests/faults -m ''``."""
 
+from collections.abc import Callable
+
 import pytest
 
 OUTCOMES = pytest.StashKey[dict[str, list[bool]]]()
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     config.stash[OUTCOMES] = {}
 
 
 @pytest.fixture
-def survived(request):
+def survived(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Notes one try of a fault and whether the run survived it; a try that did not fails the test."""
 
     def note(fault: str, ok: bool, why: str = "") -> None:
@@ -20,7 +22,7 @@ def survived(request):
     return note
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     outcomes = config.stash[OUTCOMES]
     if not outcomes:
         return

@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
@@ -10,7 +11,7 @@ import lightning as L
 class LongUpdate(L.Callback):
     """Two updates of 4.5 seconds, then one of half a minute."""
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2:
             (Path(trainer.default_root_dir) / "updating").touch()
         time.sleep(4.5 if batch_idx < 2 else 30.0)  # goes on when a signal's handler returns
@@ -19,7 +20,9 @@ class LongUpdate(L.Callback):
 class LongEvaluation(L.Callback):
     """Tells when an evaluation has begun."""
 
-    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         (Path(trainer.default_root_dir) / "evaluating").touch()
 
 
@@ -30,15 +33,15 @@ class SlowDisk(L.Callback):
         self.seconds = seconds
         self.saves = 0
 
-    def setup(self, trainer, pl_module, stage):
+    def setup(self, trainer: L.Trainer, pl_module: Any, stage: str) -> None:
         real = os.fsync
 
-        def slowly(handle: int) -> None:
-            if Path(f"/proc/self/fd/{handle}").resolve().name == ".next.ckpt.part":
+        def slowly(fd: Any) -> None:
+            if Path(f"/proc/self/fd/{fd}").resolve().name == ".next.ckpt.part":
                 self.saves += 1
                 if self.saves == 2:
                     (Path(trainer.default_root_dir) / "saving").touch()
                     time.sleep(self.seconds)
-            real(handle)
+            real(fd)
 
         os.fsync = slowly

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+from typing import Any
 
 import lightning as L
 
@@ -30,7 +31,7 @@ class Killer(L.Callback):
         self.within_seconds = within_seconds
         self._counting = False
 
-    def on_train_start(self, trainer, pl_module):
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.when == "anywhere":
             self._kill_soon()
         if self.when == "saving":
@@ -38,7 +39,7 @@ class Killer(L.Callback):
             for name in ("fsync", "replace"):
                 self._count(name, calls)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.when == "after_game" and not self._counting and batch["next", "game_over"].any():
             self._counting = True
             self._kill_soon()
@@ -52,7 +53,7 @@ class Killer(L.Callback):
         real = getattr(os, name)
         self.left = calls
 
-        def counted(*args):
+        def counted(*args: Any) -> Any:
             self.left -= 1
             if self.left <= 0:
                 new = name == "fsync" and os.readlink(f"/proc/self/fd/{args[0]}").endswith(".part")

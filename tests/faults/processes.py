@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,8 +22,9 @@ def start(run_dir: Path, *args: str) -> subprocess.Popen:
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 90.0) -> None:
     until = time.monotonic() + seconds
+    errors: Any = process.stderr
     while not condition():
-        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert process.poll() is None, errors.read()[-3000:]
         assert time.monotonic() < until, "nothing happened"
         time.sleep(0.05)
 

@@ -5,6 +5,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ TEACHER = BUNDLED / "pong_four_conv_42.safetensors"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "args", "named"), MISTAKES, ids=lambda value: str(value)[:60])
-def test_a_bad_configuration_is_one_line(run, survived, stage, args, named):
+def test_a_bad_configuration_is_one_line(
+    run: Callable[..., str], survived: Callable[..., None], stage: str, args: list[str], named: list[str]
+) -> None:
     line = run(stage, *args)
     survived("bad configuration", not [word for word in named if word not in line], line)
 
@@ -30,7 +33,7 @@ class Attack:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return Path.touch, (self.mark,)
 
 
@@ -134,7 +137,9 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_one_line_and_runs_nothing(run, survived, kind, tmp_path):
+def test_a_bad_file_is_one_line_and_runs_nothing(
+    run: Callable[..., str], survived: Callable[..., None], kind: str, tmp_path: Path
+) -> None:
     option, make = BAD_FILES[kind]
     path = make(tmp_path)
     stage = {CKPT: "teacher", TEACH: "search", ARCH: "retrain"}[option]

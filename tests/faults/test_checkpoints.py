@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint of an agent."""
     module = TeacherModule("four_conv", game="pong", frame_shape=(4, 42, 42), num_actions=6, total_env_steps=100)
     path = tmp_path_factory.mktemp("checkpoint") / "last.ckpt"
@@ -32,11 +34,13 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(call, tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"old")
 
-    def full(*_):
+    def full(*_: Any) -> NoReturn:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, full)
@@ -46,12 +50,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(call, tmp_path,
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_whole_checkpoint_passes(checkpoint):
+def test_a_whole_checkpoint_passes(checkpoint: Path) -> None:
     read_agent(checkpoint)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.9, 0.999])
-def test_a_torn_checkpoint_is_refused(checkpoint, tmp_path, part, survived):
+def test_a_torn_checkpoint_is_refused(
+    checkpoint: Path, tmp_path: Path, part: float, survived: Callable[..., None]
+) -> None:
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(checkpoint.read_bytes()[: int(part * checkpoint.stat().st_size)])
     with pytest.raises(SettingError) as refused:
@@ -59,7 +65,9 @@ def test_a_torn_checkpoint_is_refused(checkpoint, tmp_path, part, survived):
     survived("checkpoint torn: refused", "torn.ckpt" in str(refused.value))
 
 
-def test_a_flipped_bit_is_refused_wherever_it_matters(checkpoint, tmp_path, survived):
+def test_a_flipped_bit_is_refused_wherever_it_matters(
+    checkpoint: Path, tmp_path: Path, survived: Callable[..., None]
+) -> None:
     content = checkpoint.read_bytes()
     whole = torch.load(checkpoint, weights_only=True)
     with zipfile.ZipFile(checkpoint) as archive:
@@ -84,7 +92,9 @@ def test_a_flipped_bit_is_refused_wherever_it_matters(checkpoint, tmp_path, surv
     assert len(refusals) > len(places) // 2
 
 
-def test_what_is_damaged_is_named_and_the_one_before_is_used(checkpoint, tmp_path, caplog):
+def test_what_is_damaged_is_named_and_the_one_before_is_used(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("last-1", "last-2", "last-10"):
         shutil.copy(checkpoint, tmp_path / f"{name}.ckpt")
     (tmp_path / "last-old.ckpt").touch()  # a user's own
@@ -92,11 +102,11 @@ def test_what_is_damaged_is_named_and_the_one_before_is_used(checkpoint, tmp_pat
     assert [path.stem for path in kept(tmp_path)] == ["last", "last-1", "last-2", "last-10"]
     with caplog.at_level("INFO"):
         assert newest_intact(tmp_path) == tmp_path / "last-1.ckpt"
-    assert "last.ckpt: is torn" in caplog.text
+    assert "last.ckpt: is truncated" in caplog.text
     assert "last-1.ckpt" in caplog.text
 
 
-def test_only_damaged_checkpoints_are_an_error_and_none_at_all_is_not(checkpoint, tmp_path):
+def test_only_damaged_checkpoints_are_an_error_and_none_at_all_is_not(checkpoint: Path, tmp_path: Path) -> None:
     assert newest_intact(tmp_path) is None
     (tmp_path / "last.ckpt").write_bytes(b"")
     with pytest.raises(SettingError, match="every checkpoint"):
@@ -110,7 +120,9 @@ def limit_files_to(size: int) -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_its_end_is_an_error(tmp_path, survived):
+def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_its_end_is_an_error(
+    tmp_path: Path, survived: Callable[..., None]
+) -> None:
     command = [
         *(sys.executable, "-m", "a2d_lightning", "fit", "--config", "configs/teacher.yaml"),
         *("--config", "configs/scale/smoke.yaml", "--run_dir", str(tmp_path), "--trainer.limit_val_batches", "0"),
@@ -127,9 +139,9 @@ def test_training_goes_on_where_a_checkpoint_cannot_be_written_and_its_end_is_an
         check=False,
     )
     assert done.returncode == 1, done.stderr[-2000:]
-    assert "next.ckpt could not be written (File too large); training goes on" in done.stderr
-    assert "TensorBoard's file could not be written (File too large) and ends here" in done.stderr
-    assert "its rows wait in memory" in done.stderr
+    assert "next.ckpt could not be written (File too large); training continues" in done.stderr
+    assert "TensorBoard's file could not be written (File too large); later values are not written" in done.stderr
+    assert "unwritten rows are kept in memory" in done.stderr
     assert "4,000 of 4,000 environment steps" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

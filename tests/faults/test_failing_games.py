@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,15 +22,15 @@ with Watchdog("data.game: an environment of pong (rank 0)", 1.0):
 """
 
 
-def test_an_emulator_that_never_answers_ends_the_process(survived):
+def test_an_emulator_that_never_answers_ends_the_process(survived: Callable[..., None]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HANGING_EMULATOR], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    said = "error: data.game: an environment of pong (rank 0) did not answer for 1 s" in done.stderr
+    said = "error: data.game: an environment of pong (rank 0) did not respond for 1 s" in done.stderr
     survived("emulator or game hangs: named", said and done.returncode == 1, done.stderr)
 
 
-def test_calls_in_time_are_left_alone():
+def test_calls_in_time_are_left_alone() -> None:
     code = "import time\nfrom a2d_lightning.runtime.watchdog import Watchdog\ndog = Watchdog('x', 1.0)\n"
     code += "for _ in range(8):\n    with dog:\n        time.sleep(0.3)\ntime.sleep(2.5)\nprint('done')"
     done = subprocess.run(
@@ -42,10 +43,12 @@ def test_calls_in_time_are_left_alone():
     ("game", "said"),
     [
         ("a2d/Breaks-v0", "data.game: an environment of a2d/Breaks-v0 (rank 0) failed: ZeroDivisionError: "),
-        ("a2d/Hangs-v0", "data.game: an environment of a2d/Hangs-v0 (rank 0) did not answer for 2 s"),
+        ("a2d/Hangs-v0", "data.game: an environment of a2d/Hangs-v0 (rank 0) did not respond for 2 s"),
     ],
 )
-def test_a_game_that_fails_is_named_in_one_line(game, said, tmp_path, survived):
+def test_a_game_that_fails_is_named_in_one_line(
+    game: str, said: str, tmp_path: Path, survived: Callable[..., None]
+) -> None:
     code = f"""
 from toy_game import register
 register()

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def trained_for(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda signum: signum.name)
-def test_a_signal_in_training_saves_and_ends_with_a_status_of_its_own(signum, tmp_path, survived):
+def test_a_signal_in_training_saves_and_ends_with_a_status_of_its_own(
+    signum: signal.Signals, tmp_path: Path, survived: Callable[..., None]
+) -> None:
     process = start(tmp_path)
     wait_for(lambda: any(tmp_path.glob("events*")), process)
     time.sleep(3)
@@ -36,12 +39,12 @@ def test_a_signal_in_training_saves_and_ends_with_a_status_of_its_own(signum, tm
     seconds, said = end(process)
     assert process.returncode == INTERRUPTED, said
     assert seconds < 10
-    assert f"interrupted by {signum.name}: go on with --ckpt_path last" in said
+    assert f"interrupted by {signum.name}: resume with --ckpt_path last" in said
     assert "Traceback" not in said
     survived(f"{signum.name} in training: saved, exit status 75 within 10 s", trained_for(tmp_path) > 0)
 
 
-def test_a_signal_in_an_evaluation_ends_it(tmp_path, survived):
+def test_a_signal_in_an_evaluation_ends_it(tmp_path: Path, survived: Callable[..., None]) -> None:
     short = ["--data.env_steps_per_epoch", "100", "--data.evaluation_games", "8"]
     process = start(tmp_path, *short, "--trainer.callbacks+=tests.faults.interrupters.LongEvaluation")
     wait_for((tmp_path / "evaluating").exists, process)
@@ -52,14 +55,16 @@ def test_a_signal_in_an_evaluation_ends_it(tmp_path, survived):
     survived("SIGTERM in an evaluation: likewise", trained_for(tmp_path) == 100)
 
 
-def test_an_update_that_takes_longer_than_a_scheduler_waits_is_dropped(tmp_path, survived):
+def test_an_update_that_takes_longer_than_a_scheduler_waits_is_dropped(
+    tmp_path: Path, survived: Callable[..., None]
+) -> None:
     process = start(tmp_path, "--trainer.callbacks+=tests.faults.interrupters.LongUpdate")
     wait_for((tmp_path / "updating").exists, process)
     process.send_signal(signal.SIGTERM)
     seconds, said = end(process)
     assert process.returncode == INTERRUPTED, said
     assert seconds < 10
-    assert "took too long and was dropped" in said
+    assert "exceeded the grace period and was discarded" in said
     # two rollouts of 4 environments x 5 steps
     survived("SIGTERM in an update of 30 s: likewise, with the rollout before", trained_for(tmp_path) == 40)
 
@@ -70,7 +75,9 @@ def test_an_update_that_takes_longer_than_a_scheduler_waits_is_dropped(tmp_path,
     # save of the stop follow it; else nothing
     [(2.0, 120), (30.0, 0)],
 )
-def test_a_signal_while_a_checkpoint_is_written_leaves_a_good_one(disk_seconds, saved_steps, tmp_path, survived):
+def test_a_signal_while_a_checkpoint_is_written_leaves_a_good_one(
+    disk_seconds: float, saved_steps: int, tmp_path: Path, survived: Callable[..., None]
+) -> None:
     slow = json.dumps({"class_path": "tests.faults.interrupters.SlowDisk", "init_args": {"seconds": disk_seconds}})
     quick = ["--data.env_steps_per_epoch", "100", "--trainer.limit_val_batches", "0"]
     process = start(tmp_path, *quick, f"--trainer.callbacks+={slow}")
@@ -83,7 +90,7 @@ def test_a_signal_while_a_checkpoint_is_written_leaves_a_good_one(disk_seconds, 
     survived("SIGTERM while a checkpoint is written: likewise", trained_for(tmp_path) == saved_steps, said)
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, survived):
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, survived: Callable[..., None]) -> None:
     process = start(tmp_path, "--trainer.callbacks+=tests.faults.interrupters.LongUpdate")
     wait_for((tmp_path / "updating").exists, process)
     process.send_signal(signal.SIGINT)
@@ -94,7 +101,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, survived):
     survived("second Ctrl-C: ends at once", seconds < 2)
 
 
-def test_two_processes_stop_together_and_none_is_left(tmp_path, survived):
+def test_two_processes_stop_together_and_none_is_left(tmp_path: Path, survived: Callable[..., None]) -> None:
     process = start(tmp_path, "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     wait_for(lambda: any(tmp_path.glob("events*")), process)
     time.sleep(4)

@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,9 @@ def compared(run_dir: Path) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kills", [6, 54], ids=["bounded", "whole"])
-def test_a_search_that_is_killed_over_and_over_loses_nothing(kills, tmp_path, survived):
+def test_a_search_that_is_killed_over_and_over_loses_nothing(
+    kills: int, tmp_path: Path, survived: Callable[..., None]
+) -> None:
     done = search(tmp_path / "whole")
     assert done.returncode == 0, done.stderr[-3000:]
     whole = compared(tmp_path / "whole")

@@ -2,11 +2,14 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import fit
+from tensordict import TensorDict
 
 from a2d_lightning.data import RolloutDataModule
 from faults.processes import start
@@ -16,11 +19,11 @@ TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.stra
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rewards of NaN in the rollouts that begin at 60 and 100 environment steps."""
     real = RolloutDataModule.for_learning
 
-    def for_learning(self, rollout):
+    def for_learning(self: Any, rollout: TensorDict) -> Any:
         batch = real(self, rollout)
         if self.trainer.lightning_module.env_steps in (60, 100):
             batch["next", "reward"].fill_(float("nan"))
@@ -39,7 +42,14 @@ def poisoned(monkeypatch):
     ],
     ids=["teacher", "ppo", "search", "bilevel"],
 )
-def test_an_update_that_is_skipped_is_counted(stage, args, poisoned, tmp_path, caplog, survived):
+def test_an_update_that_is_skipped_is_counted(
+    stage: str,
+    args: list[str],
+    poisoned: None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    survived: Callable[..., None],
+) -> None:
     with caplog.at_level("INFO"):
         fit(stage, tmp_path, 200, *args, "--model.on_nan", "skip")
     assert caplog.text.count("this update is skipped") == 2
@@ -58,11 +68,13 @@ def test_an_update_that_is_skipped_is_counted(stage, args, poisoned, tmp_path, c
         survived("NaN in a rollout: update skipped and counted, rollout kept", "nan" in kept["error"])
 
 
-def test_a_skipped_update_leaves_the_weights_as_they_were(poisoned, tmp_path, monkeypatch):
+def test_a_skipped_update_leaves_the_weights_as_they_were(
+    poisoned: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = {}
     real = RolloutDataModule.for_learning
 
-    def for_learning(self, rollout):
+    def for_learning(self: Any, rollout: TensorDict) -> Any:
         module = self.trainer.lightning_module
         seen[module.env_steps] = [parameter.detach().clone() for parameter in module.parameters()]
         return real(self, rollout)
@@ -74,14 +86,15 @@ def test_a_skipped_update_leaves_the_weights_as_they_were(poisoned, tmp_path, mo
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
-def test_the_rank_is_named_and_all_ranks_do_alike(on_nan, tmp_path, survived):
+def test_the_rank_is_named_and_all_ranks_do_alike(on_nan: str, tmp_path: Path, survived: Callable[..., None]) -> None:
     callbacks = [{"class_path": "a2d_lightning.callbacks.RankGuard", "init_args": {"compare_every_rollouts": 1}}]
     callbacks += [
         {"class_path": "tests.rank_probe.PoisonRank"},
         {"class_path": "a2d_lightning.callbacks.RunCheckpoint"},
     ]
     process = start(
-        *(tmp_path, *TWO, "--model.on_nan", on_nan, f"--trainer.callbacks={json.dumps(callbacks)}"),
+        tmp_path,
+        *(*TWO, "--model.on_nan", on_nan, f"--trainer.callbacks={json.dumps(callbacks)}"),
         *("--data.total_env_steps", "400", "--data.env_steps_per_epoch", "400", "--data.evaluation_games", "2"),
     )
     _, said = process.communicate(timeout=120)

@@ -6,15 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from a2d_lightning.callbacks import rank_guard
 from a2d_lightning.runtime.signals import INTERRUPTED
 from faults.processes import left_of, start, wait_for
 
@@ -30,7 +28,9 @@ def child_of(pid: int) -> int:
 
 
 @pytest.mark.parametrize("killed_rank", [0, 1])
-def test_a_killed_rank_ends_the_other_one_which_names_it(killed_rank, tmp_path, survived):
+def test_a_killed_rank_ends_the_other_one_which_names_it(
+    killed_rank: int, tmp_path: Path, survived: Callable[..., None]
+) -> None:
     process = start(tmp_path, *TWO)
     wait_for(lambda: any(tmp_path.glob("events*")), process)
     time.sleep(4)
@@ -44,21 +44,7 @@ def test_a_killed_rank_ends_the_other_one_which_names_it(killed_rank, tmp_path, 
     survived("SIGKILL of one rank of two: the other ends and names it", named and seconds < 60, said[-3000:])
 
 
-def test_lightnings_watch_waits_while_ours_listens():
-    looks = []
-    watch = threading.Thread(name="child-process-observer", target=time.sleep, args=(5,), daemon=True)
-    watch._run = lambda: looks.append(1) or True
-    watch.start()
-    heartbeats = SimpleNamespace(listening=True)
-    rank_guard._take_over_from_lightning(heartbeats)
-    assert watch._run() is False
-    assert not looks
-    heartbeats.listening = False
-    assert watch._run() is True
-    assert looks
-
-
-def test_a_rank_whose_weights_differ_is_named(tmp_path, survived):
+def test_a_rank_whose_weights_differ_is_named(tmp_path: Path, survived: Callable[..., None]) -> None:
     guard = {"class_path": "a2d_lightning.callbacks.RankGuard", "init_args": {"compare_every_rollouts": 5}}
     callbacks = json.dumps([guard, {"class_path": "tests.rank_probe.OddRank"}])
     process = start(tmp_path, *TWO, f"--trainer.callbacks={callbacks}")
@@ -82,7 +68,7 @@ def search_of(run_dir: Path, total_env_steps: int) -> list[str]:
     ]
 
 
-def test_two_machines_are_one_run(tmp_path):
+def test_two_machines_are_one_run(tmp_path: Path) -> None:
     """Two groups of processes that know each other by address and port only, as torchrun starts them on machines."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER": "127.0.0.1", "NODES": "2", "PORT": str(free_port())}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -108,7 +94,9 @@ def check_two_processes_finished(run_dir: Path, total_env_steps: int) -> None:
     assert len(saved["RolloutDataModule"]["processes"]) == 2
 
 
-def test_a_slurm_job_that_runs_out_of_time_is_requeued_and_goes_on(tmp_path, survived):
+def test_a_slurm_job_that_runs_out_of_time_is_requeued_and_goes_on(
+    tmp_path: Path, survived: Callable[..., None]
+) -> None:
     """SLURM itself is not here: tests/faults/slurm starts tasks with the variables that it sets."""
     log = tmp_path / "log"
     log.touch()

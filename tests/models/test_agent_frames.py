@@ -88,10 +88,13 @@ def test_it_is_tested_and_counts_its_own_macs(student: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (("--model.network", "resnet14"), "the checkpoint's frame_shape is (4, 42, 42), the settings say (4, 84, 84)"),
+        (
+            ("--model.network", "resnet14"),
+            "the checkpoint's frame_shape is (4, 42, 42), but the settings give (4, 84, 84)",
+        ),
         (
             (*STUDENT, "--model.normalization", "running"),
-            "the checkpoint's normalization is batch, the settings say running",
+            "the checkpoint's normalization is batch, but the settings give running",
         ),
     ],
     ids=["frames", "normalization"],

@@ -1,5 +1,7 @@
 """The hand-made backbones against the paper's sizes, and the two-headed agent."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_building_an_agent_leaves_its_norms_fresh_and_in_train_mode() -> None:
     # it measures its backbone's features by a forward of zeros
     agent = make_agent()
     assert all(module.training for module in agent.modules())
-    norms = [m for m in agent.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms: list[Any] = [m for m in agent.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert all((norm.running_var == 1).all() for norm in norms)
 
@@ -229,6 +231,7 @@ def test_initial_weights_are_orthogonal_with_gain_root_two_and_biases_zero() -> 
         # sums of up to 3,136 float32 products of size 1: rounding of about 3136 * 6e-8 / sqrt(3136) < 1e-5
         torch.testing.assert_close(gram, 2 * torch.eye(len(gram)), atol=1e-5, rtol=0)
     for layer in [*layers, agent.actor, agent.critic]:
+        assert layer.bias is not None
         assert not layer.bias.any()
 
 
@@ -266,4 +269,5 @@ def test_bfloat16_gives_float32_and_sees_each_update_at_once() -> None:
             agent.actor.bias.mul_(2.0)
         assert torch.allclose(agent(pixels)[0], 2 * logits, rtol=0.02, atol=1e-3)
     logits.sum().backward()
+    assert agent.actor.weight.grad is not None
     assert agent.actor.weight.grad.dtype == torch.float32

@@ -1,7 +1,7 @@
 """Each kind of normalization against an oracle of its own, and how running statistics move."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -51,9 +51,12 @@ def scrambled(module: M) -> M:
     torch.manual_seed(0)
     for layer in module.modules():
         if isinstance(layer, tuple(LAYERS.values())):
-            nn.init.uniform_(layer.weight, 0.5, 1.5)
-            nn.init.normal_(layer.bias)
+            affine: Any = layer
+            nn.init.uniform_(affine.weight, 0.5, 1.5)
+            nn.init.normal_(affine.bias)
         if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
             layer.running_mean.normal_()
             layer.running_var.uniform_(0.5, 1.5)
     return module
@@ -89,7 +92,7 @@ def same_gradients(y: Tensor, oracle: Tensor, inputs: list[Tensor], oracle_input
 def test_every_batch_norm_of_a_network_becomes_the_asked_kind(network: str, kind: Normalization) -> None:
     before = {name: m for name, m in NETWORKS[network]().named_modules() if isinstance(m, nn.BatchNorm2d)}
     after = with_normalization(NETWORKS[network](), kind)
-    norms = {name: m for name, m in after.named_modules() if isinstance(m, tuple(LAYERS.values()))}
+    norms: dict[str, Any] = {name: m for name, m in after.named_modules() if isinstance(m, tuple(LAYERS.values()))}
     assert len(before) >= 6
     assert norms.keys() == before.keys()
     assert {type(norm) for norm in norms.values()} == {LAYERS[kind]}
@@ -121,7 +124,7 @@ def test_kinds_without_an_acting_mode_of_their_own_are_evaluated_as_they_are(kin
 
 
 def test_running_normalizes_by_earlier_statistics_and_sends_them_no_gradient() -> None:
-    layer = scrambled(RunningBatchNorm2d(CHANNELS)).train()
+    layer: Any = scrambled(RunningBatchNorm2d(CHANNELS)).train()
     mean, variance = layer.running_mean.clone(), layer.running_var.clone()
     x = random_maps(6).requires_grad_()
     y = layer(x)
@@ -191,7 +194,8 @@ def test_a_second_forward_leaves_the_first_ones_gradient_alone() -> None:
 def test_group_normalizes_eight_channels_together_where_they_divide(channels: int, groups: int) -> None:
     network = scrambled(with_normalization(nn.Sequential(nn.BatchNorm2d(channels)), "group")).train()
     x = random_maps(4, channels=channels)
-    expected = F.group_norm(x, groups, network[0].weight, network[0].bias, 1e-5)
+    norm: Any = network[0]
+    expected = F.group_norm(x, groups, norm.weight, norm.bias, 1e-5)
     torch.testing.assert_close(network(x), expected)
 
 
@@ -200,7 +204,8 @@ def test_none_scales_and_shifts_each_channel() -> None:
     x = random_maps(4)
     assert torch.equal(network(x), x)  # a fresh one is the identity
     scrambled(network)
-    expected = torch.stack([network[0].weight[c] * x[:, c] + network[0].bias[c] for c in range(CHANNELS)], 1)
+    affine: Any = network[0]
+    expected = torch.stack([affine.weight[c] * x[:, c] + affine.bias[c] for c in range(CHANNELS)], 1)
     torch.testing.assert_close(network(x), expected)
 
 
@@ -209,7 +214,8 @@ def test_none_scales_and_shifts_each_channel() -> None:
 
 def test_running_statistics_move_by_momentum_towards_the_mean_of_the_batches_seen() -> None:
     network = scrambled(nn.Sequential(RunningBatchNorm2d(CHANNELS), RunningBatchNorm2d(CHANNELS))).train()
-    network[1].momentum = 0.5
+    second: Any = network[1]
+    second.momentum = 0.5
     before = copy.deepcopy(network)
     batches = [random_maps(4, seed=1), 2 * random_maps(9, seed=2), 5 + random_maps(2, seed=3)]
     for batch in batches:
@@ -217,6 +223,7 @@ def test_running_statistics_move_by_momentum_towards_the_mean_of_the_batches_see
     update_running_stats(network, lambda x: x)
     with torch.no_grad():
         inputs = [batches, [before[0].eval()(batch) for batch in batches]]
+    old: Any
     for layer, old, seen, momentum in zip(network, before, inputs, (0.1, 0.5), strict=True):
         means, variances = zip(*map(moments, seen), strict=True)
         for moved, start, target in (
@@ -231,9 +238,14 @@ def test_all_ranks_move_their_running_statistics_alike() -> None:
     frames = [random_maps(6, seed) for seed in (1, 2)]
     ranks = [scrambled(nn.Sequential(RunningBatchNorm2d(CHANNELS), RunningBatchNorm2d(CHANNELS))) for _ in range(2)]
     sent: list[Tensor] = []
+
+    def send(x: Tensor) -> Tensor:
+        sent.append(x)
+        return x
+
     for rank, x in zip(ranks, frames, strict=True):
         rank.train()(x)
-        update_running_stats(copy.deepcopy(rank), lambda x: sent.append(x) or x)
+        update_running_stats(copy.deepcopy(rank), send)
     assert all(x.shape == (2 * 2 * CHANNELS,) for x in sent)  # one exchange each
     for rank in ranks:
         update_running_stats(rank, lambda x: (sent[0] + sent[1]) / 2)
@@ -247,11 +259,16 @@ def test_all_ranks_move_their_running_statistics_alike() -> None:
 
 
 def test_what_was_seen_moves_statistics_once() -> None:
-    layer = scrambled(RunningBatchNorm2d(CHANNELS)).train()
+    layer: Any = scrambled(RunningBatchNorm2d(CHANNELS)).train()
     layer(random_maps(4))
     update_running_stats(layer, lambda x: x)
     moved, calls = layer.running_mean.clone(), []
-    update_running_stats(layer, lambda x: calls.append(x) or x)
+
+    def call(x: Tensor) -> Tensor:
+        calls.append(x)
+        return x
+
+    update_running_stats(layer, call)
     assert not calls
     assert torch.equal(layer.running_mean, moved)
     # and what is seen afterwards is not mixed with it
@@ -292,7 +309,7 @@ def test_per_step_moves_its_statistics_by_one_momentum_an_update_however_many_st
     # towards a mean of 1 from 0, by 0.1/T T times: 1 - (1 - 0.1/T)^T, which is 0.1 for T = 1 and 1 - exp(-0.1) at most
     moved = []
     for steps in (1, 5, 20):
-        layer = PerStepBatchNorm2d(1).train()
+        layer: Any = PerStepBatchNorm2d(1).train()
         x = torch.tensor([0.0, 2.0]).repeat(steps)[:, None, None, None]
         with time_steps(layer, 2, steps):
             layer(x)
@@ -314,12 +331,13 @@ def test_recalibration_takes_the_mean_of_the_batches_statistics() -> None:
     recalibrate(network, batches)
 
     first, second = [], []
+    norm: Any = network[1]
     with torch.no_grad():
         for batch in batches:
             x = network[0](batch)
             first.append(moments(x))
             # normalized by the batch itself, as while learning
-            x = F.batch_norm(x, None, None, network[1].weight, network[1].bias, True)
+            x = F.batch_norm(x, None, None, norm.weight, norm.bias, True)
             second.append(moments(network[3](x.relu())))
     for norm, found in ((network[1], first), (network[4], second)):
         means, variances = zip(*found, strict=True)

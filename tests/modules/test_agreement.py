@@ -239,7 +239,9 @@ def fit_catch(**settings: Any) -> Watched:
     # a high rate leaves uniform play, where all forwards would agree, in so few updates
     fast = functools.partial(torch.optim.RMSprop, lr=1e-2, alpha=0.99, eps=1e-5)
     module = Watched(network="resnet14", optimizer=fast, **of_data, **settings)
-    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    quiet: dict[str, Any] = {
+        name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         L.Trainer(accelerator="cpu", devices=1, max_epochs=2, limit_val_batches=0, **quiet).fit(module, datamodule=data)
@@ -285,7 +287,7 @@ def test_ppo_refuses_more_parts_than_a_rollout_has_steps_to_keep_together() -> N
     algorithm.check(running, ENVS, STEPS)
     assert len(list(algorithm.minibatches(running, acted_rollout(running), some_estimate))) == STEPS + 1
     algorithm.check(per_step, ENVS, STEPS + 1)
-    refusal = r"algorithm\.num_minibatches: 6 parts of 5 steps; .*data\.rollout_length"
+    refusal = r"algorithm\.num_minibatches: 6 minibatches cannot be made of 5 steps; .*data\.rollout_length"
     with pytest.raises(SettingError, match=refusal):
         algorithm.check(per_step, ENVS, STEPS)
     with pytest.raises(SettingError, match=refusal):

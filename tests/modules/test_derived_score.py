@@ -108,7 +108,7 @@ def derived_by_hand(module: SearchModule, frames: list[Tensor]) -> nn.Sequential
     heads.weight.data = torch.cat([module.agent.actor.weight, module.agent.critic.weight]).detach()
     heads.bias.data = torch.cat([module.agent.actor.bias, module.agent.critic.bias]).detach()
     network = nn.Sequential(*copy.deepcopy(layers), heads).eval()
-    seen: dict[nn.Module, list[Tensor]] = {m: [] for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
+    seen: dict[Any, list[Tensor]] = {m: [] for m in network.modules() if isinstance(m, nn.BatchNorm2d)}
 
     def by_batch(norm: Any, given: tuple[Tensor], _: Tensor) -> Tensor:
         seen[norm].append(given[0].clone())
@@ -153,11 +153,12 @@ def test_the_derived_network_has_the_supernets_weights_for_alphas_operators(
 def test_the_scored_network_is_that_of_the_chosen_derivation(tmp_path: Path) -> None:
     module = run(tmp_path, validates=False, derivation=MaxAlphaUnderMacs(10_000)).module
     agent = module.derived_agent()
+    backbone: Any = agent.backbone
     architecture = module.derive()
     assert architecture.operators != CHOSEN
     assert count_macs(agent.backbone, torch.Size(module.agent_frame_shape)) == architecture.macs == module.macs()
     assert architecture.macs <= 10_000 < module.supernet.argmax_macs()
-    for layer, source in zip(agent.backbone, module.supernet.layers_of(architecture.operators), strict=True):
+    for layer, source in zip(backbone, module.supernet.layers_of(architecture.operators), strict=True):
         for one, other in zip(layer.parameters(), source.parameters(), strict=True):
             assert torch.equal(one, other)
 
@@ -210,9 +211,11 @@ def test_both_scores_are_those_of_the_same_games_played_by_hand(search: Search) 
         for seeds in search.data.val_dataloader():
             env = search.data.make_env(len(seeds), seed=0)
             generator = torch.Generator().manual_seed(int(seeds[0]))
-            scores.append(
-                play_games(env, lambda pixels, a=agent, g=generator: select_actions(a(pixels)[0], "sampled", g), seeds)
-            )
+
+            def act(pixels: Tensor, a: nn.Module = agent, g: torch.Generator = generator) -> Tensor:
+                return select_actions(a(pixels)[0], "sampled", g)
+
+            scores.append(play_games(env, act, seeds))
             env.close()
         found[name] = torch.cat(scores).mean().item()
     logged = {name: float(search.trainer.callback_metrics[name]) for name in agents}

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -19,7 +20,7 @@ class StopsAt(L.Callback):
     def __init__(self, env_steps: int) -> None:
         self.env_steps = env_steps
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
         trainer.should_stop = trainer.should_stop or pl_module.env_steps == self.env_steps
 
 
@@ -50,7 +51,7 @@ ENDS = {
     ("stage", "end"),
     [(stage, end) for stage in ("teacher", "search", "retrain") for end in ENDS if (stage, end) != ("search", SMALLER)],
 )
-def test_what_ends_a_run_early_resumes_exactly(stage, end, tmp_path, small_architecture):
+def test_what_ends_a_run_early_resumes_exactly(stage: str, end: str, tmp_path: Path, small_architecture: Path) -> None:
     args = [*ARGS, *([f"--model.architecture={small_architecture}"] if stage == "retrain" else [])]
     # rates and tau that do not depend on the budget
     args += ["--model.learning_rate_schedule", "null"]
@@ -73,7 +74,9 @@ def test_what_ends_a_run_early_resumes_exactly(stage, end, tmp_path, small_archi
 
 
 @pytest.mark.parametrize("num_envs", [3, 6])
-def test_resumed_with_other_rollouts_a_run_ends_with_the_one_that_spends_its_budget(num_envs, tmp_path):
+def test_resumed_with_other_rollouts_a_run_ends_with_the_one_that_spends_its_budget(
+    num_envs: int, tmp_path: Path
+) -> None:
     fit("teacher", tmp_path, 140, *ARGS)
     fit("teacher", tmp_path, 410, *ARGS, "--data.num_envs", str(num_envs), "--ckpt_path", "last")
     rollout = 5 * num_envs
@@ -81,13 +84,13 @@ def test_resumed_with_other_rollouts_a_run_ends_with_the_one_that_spends_its_bud
     assert evaluated_at(tmp_path)[-1] == last(tmp_path)["env_steps"]
 
 
-def test_the_budget_is_rounded_up_once(tmp_path, capsys):
+def test_the_budget_is_rounded_up_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("teacher", tmp_path, 410, *ARGS, "--data.env_steps_per_epoch", "30", "--trainer.limit_val_batches", "0")
     assert last(tmp_path)["env_steps"] == 420
     assert "420 of 420 environment steps (100%)" in capsys.readouterr().err
 
 
-def test_a_run_that_was_stopped_before_its_last_evaluation_has_it_and_nothing_else(tmp_path):
+def test_a_run_that_was_stopped_before_its_last_evaluation_has_it_and_nothing_else(tmp_path: Path) -> None:
     fit("teacher", tmp_path, 140, *ARGS)
     checkpoints = tmp_path / "checkpoints"
     before = torch.load(checkpoints / "last-1.ckpt", weights_only=True)

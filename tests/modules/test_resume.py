@@ -1,11 +1,15 @@
 """Resuming goes on with weights, optimizers, alpha, tau, the draws, schedules and the clock as they were."""
 
 import csv
+from pathlib import Path
+from typing import Any
 
+import lightning as L
 import odd_games
 import pytest
 import torch
 from runs import CATCH_ARGS, fit, goes_on_to_the_last_bit, metrics, same
+from tensordict import TensorDict
 from toy_game import CATCH, register
 
 from a2d_lightning.callbacks.run_checkpoint import RunCheckpoint
@@ -21,7 +25,9 @@ ROLLOUT = 20
 
 
 @pytest.mark.parametrize("stage", ["teacher", "search", "retrain"])
-def test_a_resumed_run_starts_from_exactly_what_was_saved(stage, monkeypatch, tmp_path, small_architecture):
+def test_a_resumed_run_starts_from_exactly_what_was_saved(
+    stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_architecture: Path
+) -> None:
     args = [f"--model.architecture={small_architecture}"] if stage == "retrain" else []
     fit(stage, tmp_path, 200, *args)
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
@@ -30,10 +36,10 @@ def test_a_resumed_run_starts_from_exactly_what_was_saved(stage, monkeypatch, tm
     # RMSProp and Adam have counted one update a rollout
     assert {float(s["step"]) for o in saved["optimizer_states"] for s in o["state"].values()} == {200 / ROLLOUT}
 
-    seen = {}
+    seen: dict[str, Any] = {}
     real = ActorCriticModule.training_step
 
-    def first_step(self, rollout, batch_idx):
+    def first_step(self: ActorCriticModule, rollout: TensorDict, batch_idx: int) -> None:
         if not seen:
             seen["env_steps"] = self.env_steps
             seen["weights"] = {k: v.clone() for k, v in self.state_dict().items()}
@@ -61,7 +67,7 @@ def test_a_resumed_run_starts_from_exactly_what_was_saved(stage, monkeypatch, tm
         assert not same(after["gumbel_generator"], saved["gumbel_generator"])
 
 
-def test_a_resumed_run_keeps_the_earlier_metrics_and_counts_on(tmp_path):
+def test_a_resumed_run_keeps_the_earlier_metrics_and_counts_on(tmp_path: Path) -> None:
     fit("teacher", tmp_path, 200)
     fit("teacher", tmp_path, 400, "--ckpt_path", "last")
 
@@ -73,7 +79,7 @@ def test_a_resumed_run_keeps_the_earlier_metrics_and_counts_on(tmp_path):
     assert steps("metrics.csv") == list(range(200 + ROLLOUT, 401, ROLLOUT))
 
 
-def test_the_learning_rate_goes_on_where_it_stood(tmp_path):
+def test_the_learning_rate_goes_on_where_it_stood(tmp_path: Path) -> None:
     fit("teacher", tmp_path, 200)
     fit("teacher", tmp_path, 400, "--ckpt_path", "last")
     with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
@@ -131,19 +137,26 @@ EVALUATED = [
     ],
 )
 def test_a_run_stopped_after_any_rollout_is_the_run_that_was_never_stopped_to_the_last_bit(
-    stage, args, stops, tmp_path, small_architecture, monkeypatch
-):
+    stage: str,
+    args: list[str],
+    stops: list[int],
+    tmp_path: Path,
+    small_architecture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     args = [*args, *([f"--model.architecture={small_architecture}"] if stage == "retrain" else [])]
     goes_on_to_the_last_bit(stage, args, stops, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("stopped_at", [200, 400])
-def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resumed(stopped_at, tmp_path, monkeypatch):
+def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resumed(
+    stopped_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
     fit("teacher", tmp_path / "whole", 400, *args)
     real = ActorCriticModule.validation_step
 
-    def asked_to_stop(self, seeds, batch_idx):
+    def asked_to_stop(self: Any, seeds: Any, batch_idx: int) -> None:
         if self.env_steps == stopped_at:
             monkeypatch.setattr(INTERRUPTION, "received", "SIGTERM")
         real(self, seeds, batch_idx)
@@ -163,12 +176,14 @@ def test_a_run_stopped_while_it_is_evaluated_plays_those_games_when_it_is_resume
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
-def test_a_run_stopped_between_an_evaluation_and_the_next_rollout_counts_no_batch_twice(tmp_path, monkeypatch):
+def test_a_run_stopped_between_an_evaluation_and_the_next_rollout_counts_no_batch_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
     fit("teacher", tmp_path / "whole", 400, *args)
     real = RunCheckpoint.on_train_epoch_end
 
-    def asked_to_stop(self, trainer, pl_module):
+    def asked_to_stop(self: Any, trainer: L.Trainer, pl_module: Any) -> None:
         real(self, trainer, pl_module)
         monkeypatch.setattr(INTERRUPTION, "received", "SIGTERM")
 
@@ -188,7 +203,7 @@ def test_a_run_stopped_between_an_evaluation_and_the_next_rollout_counts_no_batc
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
-def test_the_best_goes_on_as_the_run_did(tmp_path):
+def test_the_best_goes_on_as_the_run_did(tmp_path: Path) -> None:
     args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200"]
     fit("teacher", tmp_path / "whole", 600, *args)
     best = tmp_path / "whole" / "checkpoints" / "best.ckpt"
@@ -201,7 +216,7 @@ def test_the_best_goes_on_as_the_run_did(tmp_path):
         assert same(whole[name], parts[name]), name
 
 
-def test_a_best_that_somebody_deleted_is_written_at_the_next_evaluation(tmp_path):
+def test_a_best_that_somebody_deleted_is_written_at_the_next_evaluation(tmp_path: Path) -> None:
     args = [*CATCH_ARGS, "--data.env_steps_per_epoch", "200", "--trainer.limit_val_batches", "1"]
     best = tmp_path / "checkpoints" / "best.ckpt"
     fit("teacher", tmp_path, 200, *args)
@@ -213,11 +228,13 @@ def test_a_best_that_somebody_deleted_is_written_at_the_next_evaluation(tmp_path
     assert torch.load(best, weights_only=True)["env_steps"] == 400
 
 
-def test_a_run_is_saved_when_it_begins_and_not_again_when_it_is_resumed(tmp_path, monkeypatch):
+def test_a_run_is_saved_when_it_begins_and_not_again_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = []
     real = RunCheckpoint._save
 
-    def record(self, trainer):
+    def record(self: Any, trainer: L.Trainer) -> Any:
         saved.append(trainer.lightning_module.env_steps)
         return real(self, trainer)
 
@@ -231,19 +248,21 @@ def test_a_run_is_saved_when_it_begins_and_not_again_when_it_is_resumed(tmp_path
     assert saved[-1] == 400
 
 
-def test_games_go_on_whichever_module_registers_them(tmp_path, caplog):
+def test_games_go_on_whichever_module_registers_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit("teacher", tmp_path, 200, *CATCH_ARGS)
     with caplog.at_level("INFO"):
         fit("teacher", tmp_path, 400, *CATCH_ARGS, "--data.game", f"toy_game:{CATCH}", "--ckpt_path", "last")
-    assert "steps of the games again" in caplog.text
-    assert "begin anew" not in caplog.text
+    assert "replaying the last" in caplog.text
+    assert "starting new games" not in caplog.text
 
 
-def test_games_begin_anew_where_settings_of_the_environments_changed(monkeypatch, tmp_path, caplog):
+def test_games_begin_anew_where_settings_of_the_environments_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = []
     real = ActorCriticModule.training_step
 
-    def record(self, rollout, batch_idx):
+    def record(self: Any, rollout: TensorDict, batch_idx: int) -> Any:
         if batch_idx == 0 and self.env_steps in (0, 200):
             first.append(rollout["pixels"].clone())
         real(self, rollout, batch_idx)
@@ -252,12 +271,12 @@ def test_games_begin_anew_where_settings_of_the_environments_changed(monkeypatch
     fit("teacher", tmp_path, 200)
     with caplog.at_level("INFO"):
         fit("teacher", tmp_path, 400, "--ckpt_path", "last", "--data.noop_max", "7")
-    assert "games and random numbers begin anew, since data.noop_max was 30 and is 7" in caplog.text
+    assert "starting new games with newly seeded random numbers, because data.noop_max was 30 and is 7" in caplog.text
     assert len(first) == 2
     assert not torch.equal(first[0], first[1])
 
 
-def test_it_is_told_what_the_last_bits_may_differ_by(tmp_path, caplog):
+def test_it_is_told_what_the_last_bits_may_differ_by(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit("teacher", tmp_path, 100)
     path = tmp_path / "checkpoints" / "last.ckpt"
     saved = torch.load(path, weights_only=True)
@@ -265,11 +284,13 @@ def test_it_is_told_what_the_last_bits_may_differ_by(tmp_path, caplog):
     torch.save(saved, path)
     with caplog.at_level("INFO"):
         fit("teacher", tmp_path, 200, "--ckpt_path", "last")
-    assert f"may differ in the last bits, since torch was 1.0 and is {torch.__version__}" in caplog.text
-    assert "begin anew" not in caplog.text
+    assert f"may differ in the last bits, because torch was 1.0 and is {torch.__version__}" in caplog.text
+    assert "starting new games" not in caplog.text
 
 
-def test_games_that_somebody_made_up_are_refused_in_one_line(tmp_path, capsys):
+def test_games_that_somebody_made_up_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit("teacher", tmp_path, 100)
     path = tmp_path / "checkpoints" / "last.ckpt"
     saved = torch.load(path, weights_only=True)
@@ -279,10 +300,10 @@ def test_games_that_somebody_made_up_are_refused_in_one_line(tmp_path, capsys):
         fit("teacher", tmp_path, 200, "--ckpt_path", "last")
     assert refused.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "ckpt_path: where the games were cannot be restored" in line
+    assert "ckpt_path: the games cannot be restored" in line
 
 
-def test_settings_of_the_command_line_win_over_the_checkpoints(tmp_path):
+def test_settings_of_the_command_line_win_over_the_checkpoints(tmp_path: Path) -> None:
     fit("teacher", tmp_path, 100)
     fit("teacher", tmp_path, 200, "--ckpt_path", "last", "--model.entropy_coefficient", "0")
     with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
@@ -291,7 +312,7 @@ def test_settings_of_the_command_line_win_over_the_checkpoints(tmp_path):
     assert float(row["loss/total"]) == pytest.approx(policy + value, abs=1e-6)
 
 
-def test_a_learning_rate_that_is_changed_on_resume_is_used(tmp_path):
+def test_a_learning_rate_that_is_changed_on_resume_is_used(tmp_path: Path) -> None:
     fit("search", tmp_path, 100)
     fit(
         *("search", tmp_path, 200, "--ckpt_path", "last", "--model.optimizer.lr", "0.002"),
@@ -304,7 +325,7 @@ def test_a_learning_rate_that_is_changed_on_resume_is_used(tmp_path):
     assert saved["optimizer_states"][1]["param_groups"][0]["lr"] == 0.5
 
 
-def test_settings_of_optimizers_that_are_changed_on_resume_are_used(tmp_path):
+def test_settings_of_optimizers_that_are_changed_on_resume_are_used(tmp_path: Path) -> None:
     fit("search", tmp_path, 100)
     before = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
     fit(
@@ -321,7 +342,9 @@ def test_settings_of_optimizers_that_are_changed_on_resume_are_used(tmp_path):
 
 
 @pytest.mark.parametrize("other", ["torch.optim.Adam", "torch.optim.SGD"])
-def test_an_optimizer_of_another_class_is_refused_on_resume(tmp_path, capsys, other):
+def test_an_optimizer_of_another_class_is_refused_on_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
+) -> None:
     fit("teacher", tmp_path, 100)
     with pytest.raises(SystemExit) as refused:
         fit("teacher", tmp_path, 200, "--ckpt_path", "last", "--model.optimizer", other, "--model.optimizer.lr", "0.1")
@@ -330,14 +353,14 @@ def test_an_optimizer_of_another_class_is_refused_on_resume(tmp_path, capsys, ot
     assert f"model.optimizer: {other.rpartition('.')[2]} has no alpha" in line
 
 
-def test_a_budget_is_kept_whatever_the_epochs_of_the_resumed_run(tmp_path):
+def test_a_budget_is_kept_whatever_the_epochs_of_the_resumed_run(tmp_path: Path) -> None:
     fit("teacher", tmp_path, 400)  # four epochs of 100
     fit("teacher", tmp_path, 800, "--ckpt_path", "last", "--data.env_steps_per_epoch", "200")
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["env_steps"] == 800
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
+def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit("search", tmp_path, 100)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit):

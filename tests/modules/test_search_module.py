@@ -144,7 +144,7 @@ def test_the_policy_that_acts_is_the_policy_that_is_updated(search: Search) -> N
 
 
 def test_running_statistics_are_those_of_the_learners_batches_alone(search: Search) -> None:
-    norms = [m for m in search.module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms: list[Any] = [m for m in search.module.modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms
     assert {int(norm.num_batches_tracked) for norm in norms} == {ROLLOUTS}
 
@@ -166,7 +166,7 @@ def test_the_search_logs_its_metrics_with_every_row_of_the_log(search: Search) -
 def test_a_checkpoint_restores_the_draw_the_temperature_and_the_draws_to_come(search: Search) -> None:
     old = search.module
     checkpoint = torch.load(search.checkpoint, weights_only=True)
-    settings = {"game": old.game, "frame_shape": old.frame_shape, "num_actions": old.num_actions}
+    settings: dict[str, Any] = {"game": old.game, "frame_shape": old.frame_shape, "num_actions": old.num_actions}
     new = make_search(seed=99, **settings)
     assert not torch.equal(new.supernet.gumbel, old.supernet.gumbel)
     new.on_load_checkpoint(checkpoint)

@@ -136,7 +136,8 @@ def test_two_level_theta_gets_half_of_the_updates(monkeypatch: pytest.MonkeyPatc
     metrics = [driven.give(make_rollout(seed)) for seed in range(6)]
     both = isinstance(scheme, OneLevel)
     assert driven.moved == ([(True, True)] * 6 if both else [(False, False), (True, True)] * 3)
-    weights, alpha = driven.module.optimizers()
+    optimizers: Any = driven.module.optimizers()
+    weights, alpha = optimizers
     assert driven.module.weight_updates == (6 if both else 3)
     assert {float(state["step"]) for o in (weights, alpha) for state in o.state.values()} == {6.0 if both else 3.0}
     assert [bool(found) for found in metrics] == [moved for _, moved in driven.moved]
@@ -245,9 +246,9 @@ def test_in_a_real_search_each_rollout_is_updated_on_under_the_draw_that_acted_o
     [
         ({"distillation": "actor"}, r"model\.teacher: distillation 'actor' needs a teacher"),
         ({"distillation": "actor+critic"}, r"model\.teacher: distillation 'actor\+critic' needs a teacher"),
-        ({"scheme": OneLevelPerFrame(), "sampling": TopK(2)}, r"model\.sampling: TopK computes .* take SoftSum"),
-        ({"alpha_warmup_env_steps": 10 * STEPS}, r"model\.alpha_warmup_env_steps: 100 leaves nothing"),
-        ({"alpha_warmup_env_steps": 10**6}, r"model\.alpha_warmup_env_steps: 1,000,000 leaves nothing"),
+        ({"scheme": OneLevelPerFrame(), "sampling": TopK(2)}, r"model\.sampling: TopK computes .* choose SoftSum"),
+        ({"alpha_warmup_env_steps": 10 * STEPS}, r"model\.alpha_warmup_env_steps: 100 leaves no steps"),
+        ({"alpha_warmup_env_steps": 10**6}, r"model\.alpha_warmup_env_steps: 1,000,000 leaves no steps"),
     ],
     ids=str,
 )

@@ -1,12 +1,13 @@
 """One step of the search: what moves theta, what moves alpha."""
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import make_backbone
@@ -56,8 +57,8 @@ def test_clipping_neither_sees_nor_touches_alpha() -> None:
         parameter.grad = torch.ones_like(parameter)
     module.supernet.alpha_logits.grad = torch.full_like(module.supernet.alpha_logits, 1e6)
     theta = module.weights()
-    optimizer = StubOptimizer(theta)
-    norm = module.apply_weights_gradient(optimizer)["gradient/weights_norm"]
+    optimizer: Any = StubOptimizer(theta)
+    norm: Any = module.apply_weights_gradient(optimizer)["gradient/weights_norm"]
     # ones everywhere: the norm is the root of their number
     assert norm.item() == pytest.approx(math.sqrt(sum(p.numel() for p in theta)), rel=1e-5)
     assert torch.cat([g.flatten() for g in optimizer.applied]).norm().item() == pytest.approx(0.5, rel=1e-4)
@@ -67,8 +68,9 @@ def test_clipping_neither_sees_nor_touches_alpha() -> None:
 class StubOptimizer:
     """Keeps the gradients that it is asked to apply."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters, self.applied = parameters, []
+    def __init__(self, parameters: list[Any]) -> None:
+        self.parameters = parameters
+        self.applied: list[Tensor] = []
         self.param_groups = [{"params": parameters}]
 
     def zero_grad(self) -> None:
@@ -88,7 +90,7 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[SearchMod
     optimizers = [StubOptimizer(module.weights()), StubOptimizer([alpha])]
     monkeypatch.setattr(module, "optimizers", lambda: optimizers)
     monkeypatch.setattr(module, "manual_backward", lambda loss: loss.backward())
-    return module, *optimizers
+    return module, optimizers[0], optimizers[1]
 
 
 class Total(NamedTuple):
@@ -142,9 +144,9 @@ def test_theta_gets_the_same_gradient_bit_by_bit_whatever_lambda_is(monkeypatch:
         module, weights, alpha = stubbed(monkeypatch, lambda_cost=lambda_cost, gradient_clip_norm=0.5)
         module.step_both(some_total(module).total)
         applied.append((weights.applied, alpha.applied[0]))
-    (without, alpha), (costly, costly_alpha) = applied
+    (without, free_alpha), (costly, costly_alpha) = applied
     assert all(torch.equal(a, b) for a, b in zip(without, costly, strict=True))
-    assert not torch.equal(alpha, costly_alpha)
+    assert not torch.equal(free_alpha, costly_alpha)
 
 
 def test_a_step_of_alpha_alone_is_its_part_of_both_and_so_is_one_of_the_weights(
@@ -204,7 +206,7 @@ def test_the_loss_of_a_rollout_is_equation_8(schedules: CoefficientSchedules, en
     assert abs(terms["entropy"].item()) > 1
     torch.testing.assert_close(total, by_hand)
     for name, term in {**terms, "total": by_hand}.items():
-        torch.testing.assert_close(metrics[f"loss/{name}"], term.detach(), msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(metrics[f"loss/{name}"], term.detach(), msg=partial("{}: {}".format, name))
     # losses of 1 leave rounding of 1e-7 in gradients, some of which are that small
     parameters = [p for p in module.parameters() if p.requires_grad]
     found, expected = (torch.autograd.grad(x, parameters, allow_unused=True) for x in (total, by_hand))
@@ -215,6 +217,7 @@ def test_the_loss_of_a_rollout_is_equation_8(schedules: CoefficientSchedules, en
 def test_the_noise_of_alphas_gradient_is_that_of_what_its_optimizer_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _, alpha = stubbed(monkeypatch, lambda_cost=0.5)
     applied = []
+    metrics: dict[str, Any]
     for step in (module.step_both, module.step_alpha, module.step_both):
         metrics = step(some_total(module).total)
         applied.append(alpha.applied[0].double())

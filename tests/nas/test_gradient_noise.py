@@ -76,6 +76,7 @@ def test_a_loaded_state_goes_on_to_the_last_bit() -> None:
 
 def test_a_checkpoint_without_a_state_starts_a_new_average() -> None:
     # as a part of a module that has other weights, which the checkpoint holds
-    module = nn.ModuleDict({"noise": GradientNoise(CELLS, OPERATORS), "weights": nn.Linear(1, 1)})
+    noise = GradientNoise(CELLS, OPERATORS)
+    module = nn.ModuleDict({"noise": noise, "weights": nn.Linear(1, 1)})
     module.load_state_dict({name: x for name, x in module.state_dict().items() if name.startswith("weights")})
-    assert module["noise"].snr().tolist() == [0.0] * CELLS
+    assert noise.snr().tolist() == [0.0] * CELLS

@@ -1,6 +1,7 @@
 """Which operators a draw computes, what comes out and what learns: against a sum that computes every operator."""
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def name_of(value: Any) -> str | None:
 def ranking_of(supernet: Supernet) -> Tensor:
     """Operators by falling log alpha + g, sorted in Python."""
     noisy = (supernet.log_alpha() + supernet.gumbel).tolist()
-    return torch.tensor([sorted(range(9), key=lambda i, r=row: -r[i]) for row in noisy])
+    return torch.tensor([sorted(range(9), key=row.__getitem__, reverse=True) for row in noisy])
 
 
 def one_hot(chosen: Tensor, like: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def outputs_and_gradients_agree(supernet: Supernet, by_hand_weights: Tensor, lea
     torch.testing.assert_close(features, by_hand)
     found, expected = gradients(features, supernet, x), gradients(by_hand, supernet, x)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], expected[name], msg=partial("{}: {}".format, name))
     return found
 
 
@@ -190,7 +191,7 @@ def test_a_way_to_sample_knows_whether_it_leaves_operators_without_a_gradient(sa
     assert sampling.skips_operators == bool(without)
 
 
-def corrected_convolution_backward(grad_out: Any, x: Any, weight: Any, *args: Any, **_: Any) -> int:
+def corrected_convolution_backward(grad_out: Any, x: Any, weight: Any, *args: Any, **others: Any) -> int:
     """FLOPs of a convolution's backward.
 
     PyTorch 2.13's own formula counts the gradient of a grouped convolution's weights as if it were dense, a C x C

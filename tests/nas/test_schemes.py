@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,6 +41,11 @@ def smooth_agent(sampling: Sampling | None = None) -> ActorCritic:
     return agent.double().train()
 
 
+def supernet_of(agent: ActorCritic) -> Supernet:
+    assert isinstance(agent.backbone, Supernet)
+    return agent.backbone
+
+
 def toy_loss(agent: nn.Module, rollout: TensorDict) -> Tensor:
     """Of both heads, and of another scale than its gradient's."""
     logits, value = agent(rollout["pixels"])
@@ -59,7 +65,7 @@ class ToySearch:
 
     @property
     def supernet(self) -> Supernet:
-        return self.agent.backbone
+        return supernet_of(self.agent)
 
     def weights(self) -> list[nn.Parameter]:
         return [p for p in self.agent.parameters() if p is not self.supernet.alpha_logits]
@@ -129,7 +135,7 @@ def loss_by_hand(agent: ActorCritic, drawn: DrawnRollout, minibatch: int) -> Ten
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, msg=lambda text, n=name: f"{n}: {text}", **tolerance)
+        torch.testing.assert_close(found[name], gradient, msg=partial("{}: {}".format, name), **tolerance)
 
 
 # --- whose gradient comes from which rollout --------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def test_one_level_steps_both_from_one_and_the_same_rollout() -> None:
 
 def mixed_by_hand(agent: ActorCritic, pixels: Tensor, gumbel: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 10 with y of its own for each frame: gumbel is ``[B, cells, operators]``."""
-    supernet = agent.backbone
+    supernet = supernet_of(agent)
     y = ((supernet.alpha_logits.log_softmax(-1) + gumbel) / tau).softmax(-1)
     x, cell = pixels / 255, 0
     for layer in supernet.body:
@@ -242,7 +248,7 @@ XI = 0.05
 def unrolled_loss(agent: ActorCritic, alpha: Tensor, xi: float, minibatch: int) -> tuple[ActorCritic, Tensor]:
     """L_second(theta - xi grad_theta L_first(theta, alpha), alpha), the step really taken, by a copy of the agent."""
     stepped = copy.deepcopy(agent)
-    stepped.backbone.alpha_logits.data.copy_(alpha)
+    supernet_of(stepped).alpha_logits.data.copy_(alpha)
     of_first = gradients(loss_by_hand(stepped, FIRST, minibatch), stepped)
     descend(stepped, "weights", of_first, xi)
     return stepped, loss_by_hand(stepped, SECOND, minibatch)
@@ -250,7 +256,7 @@ def unrolled_loss(agent: ActorCritic, alpha: Tensor, xi: float, minibatch: int) 
 
 def by_differences(agent: ActorCritic, xi: float, minibatch: int) -> Tensor:
     """Of :func:`unrolled_loss` in alpha."""
-    alpha, eps = agent.backbone.alpha_logits.detach().clone(), 1e-5
+    alpha, eps = supernet_of(agent).alpha_logits.detach().clone(), 1e-5
     slopes = []
     for step in eps * torch.eye(alpha.numel(), dtype=torch.float64).view(-1, *alpha.shape):
         above, below = (unrolled_loss(agent, alpha + sign * step, xi, minibatch)[1].item() for sign in (1, -1))
@@ -282,7 +288,7 @@ def test_unrolled_alpha_descends_the_loss_after_the_virtual_step(critic_learns: 
     for minibatch, (total, found) in enumerate(second_order):
         expected = by_differences(agent, XI, minibatch)
         torch.testing.assert_close(found[ALPHA], expected, rtol=1e-5, atol=1e-8)
-        stepped, after = unrolled_loss(agent, agent.backbone.alpha_logits, XI, minibatch)
+        stepped, after = unrolled_loss(agent, supernet_of(agent).alpha_logits, XI, minibatch)
         torch.testing.assert_close(total, after.detach())
         # it is neither first order's, nor what is left if the virtual step is not differentiated
         for other in (first_order[minibatch][1], gradients(after, stepped)):
@@ -301,7 +307,7 @@ def test_a_virtual_step_of_no_length_is_first_order(sampling: Sampling | None) -
 def test_the_virtual_step_samples_the_first_rollouts_path_and_its_loss_the_seconds() -> None:
     agent = smooth_agent(TopK(2))
     for minibatch, (total, _) in enumerate(alpha_steps(UnrolledBiLevel(XI), agent)):
-        expected = unrolled_loss(agent, agent.backbone.alpha_logits, XI, minibatch)[1].detach()
+        expected = unrolled_loss(agent, supernet_of(agent).alpha_logits, XI, minibatch)[1].detach()
         torch.testing.assert_close(total, expected)
         assert abs(expected - loss_by_hand(agent, SECOND, minibatch).detach()) > 0.01 * expected
 
@@ -320,7 +326,7 @@ def test_unrolled_theta_steps_are_bi_levels() -> None:
 def test_virtual_weights_leave_no_trace_in_running_statistics() -> None:
     """Each of the two minibatches: a forward on theta's rollout for the virtual step, and one for the real."""
     agent = smooth_agent()
-    stem = agent.backbone.body[1]
+    stem: Any = supernet_of(agent).body[1]
     began = int(stem.num_batches_tracked)
     UnrolledBiLevel(XI).learn(StillSearch(agent), [FIRST, SECOND])
     with_virtual, mean = int(stem.num_batches_tracked) - began, stem.running_mean.clone()
@@ -329,4 +335,5 @@ def test_virtual_weights_leave_no_trace_in_running_statistics() -> None:
     again = smooth_agent()
     dark = DrawnRollout(SECOND.rollout.clone().apply(lambda x: x * 0), SECOND.draw)
     UnrolledBiLevel(XI).learn(StillSearch(again), [FIRST, dark])
-    assert torch.equal(again.backbone.body[1].running_mean, mean)
+    stem = supernet_of(again).body[1]
+    assert torch.equal(stem.running_mean, mean)

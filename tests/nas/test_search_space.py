@@ -169,7 +169,7 @@ def test_a_network_of_skips_is_stem_two_projections_and_fc() -> None:
 def test_a_built_network_has_its_operators_in_order() -> None:
     # parameters of conv_k3 4 -> 4: 144 + 8; skip: none; conv_k5 4 -> 6: 600 + 12; ir_k3_e1 6 -> 8, stride 2:
     # 36 + 12, 54 + 12, 48 + 16
-    backbone = build(SMALL, ("conv_k3", "skip", "conv_k5", "ir_k3_e1", "skip"), (2, 20, 20))
+    backbone: Any = build(SMALL, ("conv_k3", "skip", "conv_k5", "ir_k3_e1", "skip"), (2, 20, 20))
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in backbone[3:8]]
     assert sizes == [152, 0, 612, 178, 0]
 

@@ -196,11 +196,12 @@ class RecordedSum(SoftSum):
 def test_each_cell_of_the_supernet_gets_its_own_row_of_the_mixture_and_of_the_ranking() -> None:
     supernet = make_supernet(sampling=RecordedSum()).train()
     supernet(torch.rand(2, *FRAME))
+    assert isinstance(supernet.sampling, RecordedSum)
     operators, weights, ranking = zip(*supernet.sampling.seen, strict=True)
     assert all(a is cell.operators for a, cell in zip(operators, supernet.cells, strict=True))
     assert torch.equal(torch.stack(weights), supernet.mixture())
     noisy = (supernet.alpha_logits + supernet.gumbel).tolist()
-    assert [list(row) for row in ranking] == [sorted(range(9), key=lambda i, r=row: -r[i]) for row in noisy]
+    assert [list(row) for row in ranking] == [sorted(range(9), key=row.__getitem__, reverse=True) for row in noisy]
 
 
 @pytest.mark.parametrize("training", [False, True])

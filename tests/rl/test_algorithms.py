@@ -1,6 +1,7 @@
 """What reaches the losses from a rollout: the joint forward, A2C's one update, PPO's many."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -234,5 +235,6 @@ def test_ppo_loss_clips_at_its_own_epsilon() -> None:
     ("name", "number"), [("epochs", 0), ("num_minibatches", 0), ("num_minibatches", -1), ("clip_epsilon", 0.0)]
 )
 def test_ppo_refuses_settings_that_are_not_positive(name: str, number: float) -> None:
+    settings: dict[str, Any] = {name: number}
     with pytest.raises(SettingError, match=rf"algorithm\.{name}: {number}"):
-        PPO(**{name: number})
+        PPO(**settings)

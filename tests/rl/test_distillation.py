@@ -210,7 +210,9 @@ def test_every_mode_trains_every_kind_of_student(
         return step(optimizer)
 
     monkeypatch.setattr(module, "apply_weights_gradient", watched)
-    quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    quiet: dict[str, Any] = {
+        name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    }
     trainer = L.Trainer(accelerator="cpu", devices=1, max_epochs=1, limit_val_batches=0, **quiet)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

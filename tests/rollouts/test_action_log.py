@@ -1,6 +1,8 @@
 """Games that are played again from their action_log go on exactly as those that were never left."""
 
 import io
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,7 +118,7 @@ def test_a_journal_forgets_what_lies_before_the_oldest_seed() -> None:
         lambda action_log: action_log.update(first_step=-1),
     ],
 )
-def test_a_journal_that_somebody_made_up_is_refused(change) -> None:
+def test_a_journal_that_somebody_made_up_is_refused(change: Callable[[Any], Any]) -> None:
     env = make(CATCH, 2, 0)
     play(env, env.reset(), 5, seed=2)
     state = env.game_state()

@@ -1,5 +1,7 @@
 """The collector's own loop gives what TorchRL's loop gives; what a policy samples has the policy's distribution."""
 
+from typing import Any
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -72,7 +74,7 @@ def test_rollouts_are_those_of_torchrl(
 ) -> None:
     monkeypatch.setattr(envs, "ATARI_FRAMES_PER_GAME", frames_per_game)
     ours, theirs = (rollouts_of(kind, game, frames, 60) for kind in (RolloutCollector, Collector))
-    whole = torch.stack(theirs)
+    whole: Any = torch.stack(theirs)
     assert len(whole["action"].unique()) > 1
     done = whole["next", "done"][..., 0]
     assert done[:, :, :-1].any()  # a game that ends inside of a rollout

@@ -1,7 +1,7 @@
 """Games as TorchRL environments. Oracles: ale-py's emulator itself, and a bare vector environment of one game."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -90,7 +90,9 @@ def emulated_rewards(rom: str, actions: Tensor) -> Tensor:
     """Raw rewards of each decision up to the game's end, by the bare emulator: FIRE, no null-ops, four frames each."""
     ale = ALEInterface()
     ale.setFloat("repeat_action_probability", 0.0)
-    ale.loadROM(roms.get_rom_path(rom))
+    path = roms.get_rom_path(rom)
+    assert path is not None
+    ale.loadROM(path)
     ale.reset_game()
     buttons = ale.getMinimalActionSet()
     assert buttons[1].name == "FIRE"
@@ -148,7 +150,7 @@ def test_an_environment_is_seeded_anew_with_the_first_game_after_enough_decision
     env = make("Breakout", 2)
     env.decisions_per_seed = 200
     given: list[tuple[np.ndarray, np.ndarray]] = []
-    reset = env.vector.reset
+    reset: Any = env.vector.reset
 
     def spy(*, seed: np.ndarray, options: dict | None = None) -> tuple[np.ndarray, dict]:
         given.append((seed, options["reset_mask"] if options else np.ones(2, dtype=bool)))
@@ -158,7 +160,7 @@ def test_an_environment_is_seeded_anew_with_the_first_game_after_enough_decision
     steps, _ = play(env, random_actions(1000, 2, 4))
     seeds: dict[int, list[int]] = {0: [], 1: []}
     for seed, mask in given:
-        for i, own in zip(np.flatnonzero(mask), seed, strict=True):
+        for i, own in zip(np.flatnonzero(mask).tolist(), seed, strict=True):
             seeds[i].append(own)
     for i in (0, 1):
         ends = [0, *(1 + steps["next", "done"][i, :, 0].nonzero()[:, 0]).tolist()]

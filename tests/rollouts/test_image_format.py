@@ -1,15 +1,17 @@
 """Images of any layout and type as bytes. Oracles: pixels placed by hand, and arithmetic written beside the test."""
 
+from typing import Any, cast
+
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Dict
 
 from a2d_lightning.rollouts.games import FrameSettings
 from a2d_lightning.rollouts.image_format import image_format
 from a2d_lightning.runtime.errors import SettingError
 
 AS_IT_IS = FrameSettings(size=None, stack=1, skip=1, gray=False)
-Box, Dict = gymnasium.spaces.Box, gymnasium.spaces.Dict
 
 
 def bytes_box(*shape: int) -> Box:
@@ -51,7 +53,7 @@ def test_the_position_of_channels_can_be_given() -> None:
 @pytest.mark.parametrize(
     ("box", "values", "expected"),
     [
-        (Box(0, 1, (2, 2), bool), [False, True], [0, 255]),
+        (Box(0, 1, (2, 2), cast(Any, bool)), [False, True], [0, 255]),
         (Box(0, 255, (2, 2), np.uint8), [7, 255], [7, 255]),
         (Box(0, 1, (2, 2), np.uint8), [0, 1], [0, 255]),
         (Box(155, 255, (2, 2), np.uint8), [155, 255], [0, 255]),

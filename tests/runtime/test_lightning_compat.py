@@ -115,7 +115,8 @@ def test_a_run_that_ended_inside_an_epoch_continues_there(tmp_path: Path) -> Non
 
 
 def test_ddp_says_whether_it_looks_for_unused_parameters() -> None:
-    for found, settings in ((True, {"find_unused_parameters": True}), (False, {})):
+    cases: list[tuple[bool, dict[str, Any]]] = [(True, {"find_unused_parameters": True}), (False, {})]
+    for found, settings in cases:
         trainer: Any = SimpleNamespace(strategy=DDPStrategy(**settings))
         assert lightning_compat.finds_unused_parameters(trainer) is found
     assert not lightning_compat.finds_unused_parameters(L.Trainer(accelerator="cpu", logger=False))

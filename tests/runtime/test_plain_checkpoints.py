@@ -65,7 +65,7 @@ def test_an_agent_is_whole_where_a_callbacks_state_is_not_read(
     plain_card, plain_weights = read_agent(write(tmp_path / "plain.ckpt"))
     assert card == plain_card
     assert weights.keys() == plain_weights.keys()
-    assert f"{part}['Mine'] holds a " in caplog.text
+    assert f"{part}['Mine'] contains a " in caplog.text
     assert "damaged" not in caplog.text
     assert load(path)[part] == {"Other": 3}
 

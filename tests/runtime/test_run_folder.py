@@ -35,7 +35,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(
             fit("teacher", tmp_path, 200, *CATCH_ARGS, "--ckpt_path", "last")
         assert refused.value.code == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert "another run writes into" in line
+        assert "another run is writing to" in line
         assert str(tmp_path) in line
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
         other.kill()

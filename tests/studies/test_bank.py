@@ -4,6 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +31,7 @@ def overrides() -> list[str]:
     return [*pairs, "--trainer.callbacks+=toy_runs.Registered"]
 
 
-def command(tmp_path, *more: str) -> list[str]:
+def command(tmp_path: Path, *more: str) -> list[str]:
     config = arguments("x")[1]
     return [
         *("--config", config, "--architectures", str(tmp_path / "networks"), "--seeds", "[3,4]", "--workers", "2"),
@@ -37,7 +40,7 @@ def command(tmp_path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_bank_continues_from_its_table_alone(tmp_path):
+def test_a_bank_continues_from_its_table_alone(tmp_path: Path) -> None:
     (tmp_path / "networks").mkdir()
     save_architecture(tmp_path / "networks" / "random_1.json", "conv_k3")
 
@@ -74,7 +77,7 @@ def test_a_bank_continues_from_its_table_alone(tmp_path):
     assert list((tmp_path / "bank" / "runs").iterdir()) == []
 
 
-def test_rows_come_back_as_they_were_written(tmp_path):
+def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
     other = Row("pong", "a", 1, 50, 3.0, "searched", "skip conv_k3", "2/8", "4x42x42", 1, 2)
     write_table(tmp_path / "bank.csv", [ROW, other])
     first, second = read_table(tmp_path / "bank.csv")
@@ -87,21 +90,23 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     "content", ["a,b\n1,2\n", "game,name\npong,x\n", (",".join(module.Row.__annotations__)) + "\nx,y\n"]
 )
-def test_a_table_of_something_else_is_named(content, tmp_path):
+def test_a_table_of_something_else_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "bank.csv").write_text(content)
     with pytest.raises(SettingError, match=r"bank\.csv' is not a bank's table"):
         read_table(tmp_path / "bank.csv")
 
 
-def recorded(monkeypatch) -> list[list[Job]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     """Jobs that would be run; each gets a row of its own."""
     calls = []
 
-    def rows_of(job, network, seed, game):
+    def rows_of(job: Job, network: Any, seed: int, game: str) -> list[Row]:
         operators = " ".join(network.architecture.operators)
         return [Row(game, network.name, seed, 400, 1.0, network.origin, operators, "1/4", "2x12x12", 1, 1)]
 
-    def run_jobs(jobs, workers, address, after_each, finished_before):
+    def run_jobs(
+        jobs: Iterable[Job], workers: Any, address: Any, after_each: Callable[[Job], None], finished_before: Any
+    ) -> None:
         calls.append(list(jobs))
         for job in jobs:
             job.mark_finished(1.0)
@@ -112,7 +117,7 @@ def recorded(monkeypatch) -> list[list[Job]]:
     return calls
 
 
-def test_jobs_get_the_recipe_their_network_and_their_seed(tmp_path, monkeypatch):
+def test_jobs_get_the_recipe_their_network_and_their_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = recorded(monkeypatch)
     for name in ("b", "a"):
         save_architecture(tmp_path / "networks" / f"{name}.json")
@@ -129,7 +134,9 @@ def test_jobs_get_the_recipe_their_network_and_their_seed(tmp_path, monkeypatch)
     assert json.loads((tmp_path / "bank" / "bank.json").read_text())["game"] == "a2d/Catch-v0"
 
 
-def test_a_run_that_ended_before_its_rows_were_written_is_added(tmp_path, monkeypatch):
+def test_a_run_that_ended_before_its_rows_were_written_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = recorded(monkeypatch)
     save_architecture(tmp_path / "networks" / "a.json")
     bank(command(tmp_path))
@@ -139,7 +146,9 @@ def test_a_run_that_ended_before_its_rows_were_written_is_added(tmp_path, monkey
     assert len(read_table(tmp_path / "bank" / "bank.csv")) == 2
 
 
-def test_runs_in_the_table_are_not_trained_again_without_their_folders(tmp_path, monkeypatch):
+def test_runs_in_the_table_are_not_trained_again_without_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = recorded(monkeypatch)
     save_architecture(tmp_path / "networks" / "a.json")
     bank(command(tmp_path, "--keep_runs", "false"))
@@ -148,39 +157,46 @@ def test_runs_in_the_table_are_not_trained_again_without_their_folders(tmp_path,
     assert calls[1] == []
 
 
-def test_another_recipe_or_another_network_of_a_name_is_refused(tmp_path, monkeypatch):
+def test_another_recipe_or_another_network_of_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorded(monkeypatch)
     save_architecture(tmp_path / "networks" / "a.json")
     bank(command(tmp_path))
     config = tmp_path / "more.yaml"
     config.write_text("data: {num_envs: 3}\n")
-    with pytest.raises(SettingError, match=r"is a bank of another recipe: settings\.data\.num_envs .*16 before, 3 now"):
+    with pytest.raises(
+        SettingError, match=r"is a bank with another recipe: settings\.data\.num_envs .*16 before, 3 now"
+    ):
         bank(command(tmp_path, "--config", str(config)))
     # what an overlay holds for other stages is no part of the recipe
     config.write_text("per_model: {SearchModule: {data: {num_envs: 3}}}\n")
     bank(command(tmp_path, "--config", str(config)))
     save_architecture(tmp_path / "networks" / "a.json", "conv_k5")
-    with pytest.raises(SettingError, match=r"is not the network that .* has under this name"):
+    with pytest.raises(SettingError, match=r"is not the network stored in .* under this name"):
         bank(command(tmp_path))
 
 
-def test_what_cannot_be_a_recipe_is_refused(tmp_path):
-    for override, message in (("data.game=x", "must read --name=value"), ("--seed_everything=1", "chosen by the bank")):
+def test_what_cannot_be_a_recipe_is_refused(tmp_path: Path) -> None:
+    for override, message in (
+        ("data.game=x", "must have the form --name=value"),
+        ("--seed_everything=1", "set by the bank"),
+    ):
         with pytest.raises(SettingError, match=message):
             Recipe.read([], [override])
     with pytest.raises(SettingError, match=r"--config: 'no.yaml' cannot be read"):
         Recipe.read(["no.yaml"], [])
-    with pytest.raises(SettingError, match="holds no JSON files"):
+    with pytest.raises(SettingError, match="contains no JSON files"):
         read_networks(str(tmp_path))
     one, two = (save_architecture(tmp_path / folder / "a.json") for folder in ("one", "two"))
     with pytest.raises(SettingError, match="have the same name"):
         read_networks([str(one), str(two)])
 
 
-def test_a_game_is_named_once_however_it_is_written():
+def test_a_game_is_named_once_however_it_is_written() -> None:
     assert Recipe.read([], ["--data.game=ALE/SpaceInvaders-v5"]).game == "space_invaders"
     assert Recipe.read([], []).game == "pong"
 
 
-def test_origins_by_name():
+def test_origins_by_name() -> None:
     assert [origin_of(n) for n in ("random_007", "hand_made", "a2d_s1")] == ["random", "hand-made", "searched"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from toy_runs import arguments, environment, jobs, save_architecture
@@ -60,7 +61,7 @@ def wait_until_all_train(folder: Path, count: int, process: subprocess.Popen) ->
 
 def left_of(folder: Path) -> list[str]:
     """Processes that use a file below ``folder`` and still run; looked for during ten seconds."""
-    found = []
+    found: list[str] = []
     for _ in range(100):
         found = []
         for process in Path("/proc").glob("[0-9]*"):
@@ -73,13 +74,13 @@ def left_of(folder: Path) -> list[str]:
     return found
 
 
-def scores(folder: Path, count: int) -> list[object]:
+def scores(folder: Path, count: int) -> list[Any]:
     return [read_metrics(folder / "runs" / f"seed{i}") for i in range(count)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda signum: signum.name)
-def test_a_killed_study_leaves_no_process_and_resumes_to_the_same_metrics(kill, tmp_path):
+def test_a_killed_study_leaves_no_process_and_resumes_to_the_same_metrics(kill: signal.Signals, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
@@ -109,7 +110,7 @@ def test_a_killed_study_leaves_no_process_and_resumes_to_the_same_metrics(kill, 
 
 
 @pytest.mark.slow
-def test_a_study_on_a_cluster_stops_and_resumes(tmp_path):
+def test_a_study_on_a_cluster_stops_and_resumes(tmp_path: Path) -> None:
     process = start(tmp_path, 2, seconds=0.5, address="local")
     wait_until_all_train(tmp_path, 1, process)
     process.send_signal(signal.SIGTERM)
@@ -123,7 +124,7 @@ def test_a_study_on_a_cluster_stops_and_resumes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failed_job_is_named_and_the_others_go_on(tmp_path):
+def test_a_failed_job_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     script = SCRIPT.replace("jobs(Path(folder), int(count), float(seconds), int(steps))", "both(Path(folder))").replace(
         "if __name__",
         "def both(folder):\n"
@@ -145,7 +146,7 @@ def test_a_failed_job_is_named_and_the_others_go_on(tmp_path):
     assert not (tmp_path / "runs" / "bad" / FINISHED).exists()
 
 
-def test_other_arguments_than_before_are_named(tmp_path):
+def test_other_arguments_than_before_are_named(tmp_path: Path) -> None:
     architecture = save_architecture(tmp_path / "a.json")
     job = Job("a", arguments(architecture), tmp_path / "run")
     job.mark_started()
@@ -161,21 +162,23 @@ def test_other_arguments_than_before_are_named(tmp_path):
         (tmp_path / "run" / STARTED).unlink(missing_ok=True)
 
 
-def test_a_finished_job_is_not_started_again(tmp_path, monkeypatch, capsys):
-    def refuse(*_):
+def test_a_finished_job_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> NoReturn:
         raise AssertionError("started")
 
     monkeypatch.setattr(runner, "start_process", refuse)
     job = Job("a", ("--x", "1"), tmp_path / "run")
     job.mark_finished(3.0)
-    ended = []
+    ended: list[Job] = []
     runner.run_jobs([job], 1, after_each=ended.append)
     assert (ended, capsys.readouterr().out) == ([], "1/1 jobs were finished before\n")
     assert json.loads((tmp_path / "run" / FINISHED).read_text())["exit_status"] == 0
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path):
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(SettingError, match="holds a run that this study did not start"):
+    with pytest.raises(SettingError, match="contains a run that this study did not start"):
         Job("a", (), tmp_path).check_arguments()

@@ -1,6 +1,7 @@
 """Statistics against values by hand, the library, exhaustive enumeration and known distributions."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from a2d_lightning.studies.statistics import (
 )
 
 
-def test_tau_of_known_permutations():
+def test_tau_of_known_permutations() -> None:
     x = np.arange(4.0)
     # 6 pairs; swapping the last two makes 1 of them discordant
     assert kendall_tau(x, np.array([[0, 1, 3, 2], [3, 2, 1, 0], [0, 1, 2, 3.0]])).tolist() == [4 / 6, -1, 1]
@@ -30,16 +31,15 @@ def test_tau_of_known_permutations():
     assert np.isnan(kendall_tau(x, np.ones(4)))
 
 
-def test_tau_is_the_librarys_with_ties_and_without():
+def test_tau_is_the_librarys_with_ties_and_without() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.integers(6, size=(2, 250, 15)).astype(float)  # more than a chunk
-    expected = [
-        float(kendall_rank_corrcoef(torch.tensor(a), torch.tensor(b), variant="b")) for a, b in zip(x, y, strict=True)
-    ]
+    library: Any = kendall_rank_corrcoef
+    expected = [float(library(torch.tensor(a), torch.tensor(b), variant="b")) for a, b in zip(x, y, strict=True)]
     np.testing.assert_allclose(kendall_tau(x, y), expected, atol=1e-6)
 
 
-def test_samples_draw_networks_and_only_seeds_that_they_have():
+def test_samples_draw_networks_and_only_seeds_that_they_have() -> None:
     scores = np.array([[1.0, np.nan, 2.0], [10, 20, 30]])
     drawn = resampled(scores, np.random.default_rng(0), 4_000)
     assert drawn.shape == (4_000, 2, 3)
@@ -51,7 +51,9 @@ def test_samples_draw_networks_and_only_seeds_that_they_have():
     assert np.mean(drawn[~first] == 20) == pytest.approx(1 / 3, abs=0.03)
 
 
-def networks(rng, n, seeds, noise, rho):
+def networks(
+    rng: np.random.Generator, n: int, seeds: int, noise: float, rho: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predictions and scores whose true scores correlate by rho with the predictions."""
     predictions = rng.normal(size=n)
     true = rho * predictions + np.sqrt(1 - rho**2) * rng.normal(size=n)
@@ -59,7 +61,7 @@ def networks(rng, n, seeds, noise, rho):
 
 
 @pytest.mark.parametrize(("n", "noise", "rho"), [(30, 0.7, 0.3), (40, 0.7, 0.95), (30, 0.0, 0.5)])
-def test_intervals_of_tau_cover_the_truth(n, noise, rho):
+def test_intervals_of_tau_cover_the_truth(n: int, noise: float, rho: float) -> None:
     # of joint normals tau is 2 / pi asin(correlation); the mean of 3 seeds has correlation rho / sqrt(1 + noise^2 / 3)
     truth = 2 / np.pi * np.arcsin(rho / np.sqrt(1 + noise**2 / 3))
     rng = np.random.default_rng(3)
@@ -73,7 +75,7 @@ def test_intervals_of_tau_cover_the_truth(n, noise, rho):
     assert 268 <= covered <= 298
 
 
-def test_predictors_share_their_samples():
+def test_predictors_share_their_samples() -> None:
     predictions, _, scores = networks(np.random.default_rng(0), 20, 3, 0.5, 0.5)
     values, samples = tau_samples(np.stack([predictions, predictions, -predictions]), scores, samples=200)
     assert values[0] == values[1] == -values[2]
@@ -84,7 +86,7 @@ def test_predictors_share_their_samples():
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.5])
-def test_the_ceilings_of_normal_scores(noise):
+def test_the_ceilings_of_normal_scores(noise: float) -> None:
     _, true, scores = networks(np.random.default_rng(5), 3_000, 2, noise, 0.5)
     measured = kendall_tau(true[:1500], scores[:1500].mean(1))
     assert perfect_tau(scores) == pytest.approx(2 / np.pi * np.arcsin(1 / np.sqrt(1 + noise**2 / 2)), abs=0.02)
@@ -94,7 +96,7 @@ def test_the_ceilings_of_normal_scores(noise):
     assert split_half_tau(scores[:1500]) == pytest.approx(expected, abs=0.03)
 
 
-def test_ceilings_by_hand_and_without_seeds():
+def test_ceilings_by_hand_and_without_seeds() -> None:
     scores = np.array([[0, 1], [1, 2], [2, 0.0]])
     # seeds rank (0, 1) alike and the other two pairs in opposite ways
     assert split_half_tau(scores) == pytest.approx(-1 / 3)
@@ -110,11 +112,11 @@ def test_ceilings_by_hand_and_without_seeds():
     assert perfect_tau(steady) == pytest.approx(1)
 
 
-def test_percentile_counts_ties_half():
+def test_percentile_counts_ties_half() -> None:
     assert percentile(2.0, np.array([1, 2, 3, 4.0])) == 100 * 1.5 / 4
 
 
-def test_improvement_by_hand_and_its_interval():
+def test_improvement_by_hand_and_its_interval() -> None:
     better, worse = np.array([[3.0, 1.0]]), np.array([[1.0, 2.0], [0.0, np.nan]])
     # 3 beats all three; 1 equals 1, loses to 2, beats 0
     value, samples = improvement_samples(better, worse)
@@ -126,7 +128,7 @@ def test_improvement_by_hand_and_its_interval():
     assert (value, set(samples)) == (0.5, {0.5})
 
 
-def test_best_of_k_is_the_enumeration_of_all_choices():
+def test_best_of_k_is_the_enumeration_of_all_choices() -> None:
     scores = np.random.default_rng(2).normal(size=(6, 3))
     curve = best_of_k(scores)
     for k in range(1, 7):
@@ -139,20 +141,20 @@ def test_best_of_k_is_the_enumeration_of_all_choices():
     assert len(best_of_k(scores[:, :1])) == 0
 
 
-def test_probabilities_stay_exact_for_many_networks():
+def test_probabilities_stay_exact_for_many_networks() -> None:
     table = statistics.best_probabilities(180)
     np.testing.assert_allclose(table.sum(1), 1)
     assert table[-1, -1] == pytest.approx(1)
     assert table[1, 0] == 0
 
 
-def test_nothing_to_resample_has_no_interval():
+def test_nothing_to_resample_has_no_interval() -> None:
     found = bootstrap_interval(0.5, np.array([np.nan]))
     assert np.isnan(found.low)
     assert np.isnan(found.high)
     assert np.isnan(statistics.averaged([(np.nan, np.zeros(3))]).value)
 
 
-def test_means_over_games():
+def test_means_over_games() -> None:
     found = statistics.averaged([(0.2, np.full(10, 0.2)), (0.6, np.full(10, 0.8)), (np.nan, np.zeros(10))])
     assert (found.value, found.low) == (pytest.approx(0.4), pytest.approx(0.5))

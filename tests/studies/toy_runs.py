@@ -6,6 +6,7 @@ A run names :class:`Registered` among its callbacks, so that reading its configu
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from small_supernets import counted
@@ -27,7 +28,7 @@ class Registered(L.Callback):
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         time.sleep(self.seconds)
 
 
