@@ -10,7 +10,7 @@ training and scores
   validate    score a checkpoint on the evaluation games used during training
   test        score a checkpoint on 30 full games
 files
-  export      a checkpoint's agent as safetensors with its card
+  export      an agent as safetensors with its card, as ONNX or for torch.export
   curves      a run's metrics as one picture
   compare     several runs' scores in one picture
   random_architecture

@@ -26,6 +26,7 @@ from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.runtime.errors import SettingError
 
+ROOT = Path(__file__).parents[2]
 FRAME = (4, 42, 42)
 SETTINGS: dict[str, Any] = {"game": "pong", "frame_shape": FRAME, "num_actions": 6, "total_env_steps": 100}
 
@@ -160,11 +161,14 @@ def test_the_player_needs_no_torch(pong: Path, tmp_path: Path) -> None:
         "import sys\n"
         "from a2d_lightning import onnx_player\n"
         f"onnx_player.main([{str(pong)!r}, '--games', '1'])\n"
+        f"sys.argv = ['play_onnx.py', {str(pong)!r}, '1']\n"
+        f"exec(open({str(ROOT / 'examples' / 'play_onnx.py')!r}).read())\n"
         "assert not {'torch', 'lightning', 'tensordict'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pong: mean score of 1 full games" in done.stdout
+    assert "pong, actions NOOP, FIRE, RIGHT" in done.stdout
 
 
 def renamed(path: Path, target: Path, change: Any) -> Path:
