@@ -17,7 +17,7 @@ from gymnasium.error import DependencyNotInstalled
 from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,6 +27,7 @@ from a2d_lightning.agent_files import bundled_teachers, load_weights, newest_int
 from a2d_lightning.cli.arguments import check_seed, whole_numbers
 from a2d_lightning.cli.overlays import expand_overlays
 from a2d_lightning.cli.parse_errors import one_line
+from a2d_lightning.cli.save_config import SaveConfig
 from a2d_lightning.cli.trainer_settings import check_trainer
 from a2d_lightning.cpu.cores import usable_cores
 from a2d_lightning.data import RolloutDataModule
@@ -68,30 +69,6 @@ COMMANDS = {
     "judge": "a2d_lightning.studies.judge",
 }
 """Commands without a trainer: name, and module with a function of the same name. LightningCLI runs the others."""
-
-
-class SaveConfig(SaveConfigCallback):
-    """Callback that writes the complete configuration into the run folder; a resumed run overwrites it."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "overwrite": True, "save_to_log_dir": False})
-        config = self.config.clone()
-        if "ckpt_path" in config:
-            config.ckpt_path = None  # applies to this start only
-        self.content = self.parser.dump(config, skip_none=False)
-        del self.parser  # ddp_spawn pickles callbacks, and a parser cannot be pickled
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Write nothing yet: a rejected checkpoint must leave the folder unchanged."""
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Write the configuration after the checkpoint has been restored."""
-        super().setup(trainer, pl_module, "fit")
-
-    def save_config(self, trainer: Any, pl_module: Any, stage: Any) -> None:
-        """Write ``run_dir/config.yaml`` in ``fit``; other commands keep the file of the training."""
-        if stage == "fit" and leaves_files(trainer):
-            write_atomically(Path(trainer.default_root_dir) / "config.yaml", self.content.encode())
 
 
 class A2DCLI(LightningCLI):

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 HANGING_EMULATOR = """
 from ale_py.vector_env import AtariVectorEnv
-from a2d_lightning.rollouts.envs import FrameSettings, atari_vector
+from a2d_lightning.rollouts.atari import atari_vector
+from a2d_lightning.rollouts.games import FrameSettings
 from a2d_lightning.runtime.watchdog import Watchdog
 vector = atari_vector("pong", 2, FrameSettings(), 1, 30)
 vector.reset()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchrl.collectors import Collector
 from toy_game import CATCH, SIZE, register
 
-from a2d_lightning.rollouts import envs
+from a2d_lightning.rollouts import atari
 from a2d_lightning.rollouts.collector import RolloutCollector
 from a2d_lightning.rollouts.envs import FrameSettings, make_env
 from a2d_lightning.rollouts.policy import SamplingPolicy
@@ -72,7 +72,7 @@ def rollouts_of(kind: type[Collector], game: str, frames: FrameSettings, count: 
 def test_rollouts_are_those_of_torchrl(
     game: str, num_actions: int, frames: FrameSettings, frames_per_game: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(envs, "ATARI_FRAMES_PER_GAME", frames_per_game)
+    monkeypatch.setattr(atari, "ATARI_FRAMES_PER_GAME", frames_per_game)
     ours, theirs = (rollouts_of(kind, game, frames, 60) for kind in (RolloutCollector, Collector))
     whole: Any = torch.stack(theirs)
     assert len(whole["action"].unique()) > 1

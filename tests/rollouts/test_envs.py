@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 from toy_game import CATCH, LIVES, SIZE, STEPS, register
 
-from a2d_lightning.rollouts import envs
+from a2d_lightning.rollouts import atari
 from a2d_lightning.rollouts.envs import GameEnv, make_env
 from a2d_lightning.rollouts.games import FrameSettings, canonical_game
 from a2d_lightning.runtime.errors import SettingError
@@ -253,7 +253,7 @@ def test_the_score_is_the_sum_of_raw_rewards(make: MakeGame) -> None:
 def test_a_game_that_reaches_the_cap_is_truncated_not_terminated(
     make: MakeGame, monkeypatch: pytest.MonkeyPatch, skip: int
 ) -> None:
-    monkeypatch.setattr(envs, "ATARI_FRAMES_PER_GAME", 400)
+    monkeypatch.setattr(atari, "ATARI_FRAMES_PER_GAME", 400)
     env = make("Pong", 1, FrameSettings(skip=skip))
     length = 400 // skip
     steps, state = play(env, torch.zeros(length, 1, dtype=torch.int64))
