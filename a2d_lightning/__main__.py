@@ -1,5 +1,6 @@
 """Entry point of ``python -m a2d_lightning``."""
 
+import os
 import sys
 
 from a2d_lightning import __version__
@@ -27,7 +28,12 @@ def main(args: list[str]) -> None:
 
 
 def run() -> None:
-    """Run the command line: entry point of the console script ``a2d``."""
+    """Run the command line: entry point of the console script ``a2d``.
+
+    Packages in the current folder can be named in settings, as with ``python -m a2d_lightning``.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     main(sys.argv[1:])
 
 

@@ -8,7 +8,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class OnnxAgent:
     def __init__(self, path: str | Path, num_threads: int = 1) -> None:
         import onnxruntime  # noqa: PLC0415 (an extra)
 
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: there is no such file")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
@@ -134,15 +136,20 @@ def main(args: list[str] | None = None) -> None:
         seeds = generator.integers(2**31, size=settings.games)
         scores = play(agent, seeds, None if settings.greedy else generator)
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is missing; pip install {error.name}")
+        _fail(f"{error.name} is missing; pip install {error.name}")
     except ValueError as error:
-        sys.exit(f"error: {error}")
+        _fail(str(error))
     means = generator.choice(scores, size=(10_000, len(scores))).mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     print(
         f"{agent.contract['game']}: mean score of {len(scores)} full games {scores.mean():.2f} (95 % interval "
         f"{low:.2f} to {high:.2f}), actions {'greedy' if settings.greedy else 'sampled'}"
     )
+
+
+def _fail(line: str) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

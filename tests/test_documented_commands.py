@@ -104,3 +104,11 @@ def test_the_search_of_the_python_page_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Architecture(operators=(" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_game_of_the_python_page_is_played(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "play_from_python.py"), "30"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(";") == 30

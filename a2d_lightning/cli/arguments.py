@@ -11,6 +11,9 @@ import yaml
 
 from a2d_lightning.runtime.errors import SettingError
 
+OPERATORS_HELP = "model.operators of the search, if some of its operators are not the paper's (JSON)"
+"""Help text of an option of several commands."""
+
 
 def whole_numbers(args: list[str]) -> list[str]:
     """Expand whole numbers in scientific notation (``1e6`` to ``1000000``), which YAML configs accept for counts.

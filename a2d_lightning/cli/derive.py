@@ -6,9 +6,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from a2d_lightning.agent_files import AgentCard
+from a2d_lightning.cli.arguments import OPERATORS_HELP
 from a2d_lightning.modules.search_result import SearchResult
 from a2d_lightning.nas.architecture import Architecture
 from a2d_lightning.nas.derivation import Argmax, Derivation, MaxAlphaUnderMacs
+from a2d_lightning.nas.operators import operators_of
 from a2d_lightning.nas.supernet import Supernet
 from a2d_lightning.runtime.errors import SettingError
 
@@ -29,7 +31,9 @@ def derive(args: list[str]) -> None:
         "--target_macs", type=str, default=None, help="MACs limits (5e5,1e6); default: the paper's argmax"
     )
     parser.add_argument("--output", type=str, required=True, help="folder for the JSON files")
+    parser.add_argument("--operators", type=dict[str, str | None] | None, default=None, help=OPERATORS_HELP)
     settings = parser.parse_args(args)
+    operators_of(settings.operators)
     targets = [None] if settings.target_macs is None else _limits(settings.target_macs)
     search, output = SearchResult.read(settings["from"], "--from"), Path(settings.output)
     supernet = _supernet(search)

@@ -9,9 +9,10 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from a2d_lightning.agent_files import AgentCard, bundled_teachers, load_weights, read_agent, write_agent
-from a2d_lightning.cli.arguments import description
+from a2d_lightning.cli.arguments import OPERATORS_HELP, description
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import ActorCritic, count_parameters
+from a2d_lightning.nas.operators import operators_of
 from a2d_lightning.runtime.errors import SettingError
 
 
@@ -34,10 +35,14 @@ def export(args: list[str]) -> None:
         "--test", type=str, default=None, help="JSON written by `test`; its score is stored in the card"
     )
     parser.add_argument("--trained_by", type=str, default="", help="the command that trained it, for the card")
+    parser.add_argument("--operators", type=dict[str, str | None] | None, default=None, help=OPERATORS_HELP)
     settings = parser.parse_args(args)
+    operators_of(settings.operators)
     source = bundled_teachers().get(settings.ckpt_path) or Path(settings.ckpt_path)
     if not source.is_file():
-        raise SettingError(f"--ckpt_path: there is no checkpoint {str(source)!r}.")
+        raise SettingError(
+            f"--ckpt_path: there is no checkpoint {str(source)!r}; bundled agents are {', '.join(bundled_teachers())}."
+        )
     card, weights = read_agent(source)
     agent = card.build()
     load_weights(agent, weights, str(source))

@@ -119,9 +119,18 @@ def config_path(name: str) -> str:
     Args:
         name: Path of a file, or the name of a config.
     """
-    configs = Path(importlib.import_module("a2d_lightning.configs").__file__ or "").parent
-    found = [path for folder in (configs, configs / "scale") if (path := folder / f"{name}.yaml").is_file()]
+    found = [path for path in _config_files() if path.stem == name]
     return str(found[0]) if found and not Path(name).exists() else name
+
+
+def _config_files() -> list[Path]:
+    """Return the configs of the package, stages first."""
+    configs = Path(importlib.import_module("a2d_lightning.configs").__file__ or "").parent
+    return [*sorted(configs.glob("*.yaml")), *sorted((configs / "scale").glob("*.yaml"))]
+
+
+def _config_names() -> list[str]:
+    return [path.stem for path in _config_files()]
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -131,7 +140,8 @@ def _read(path: str) -> dict[str, Any]:
         raise SettingError(f"--config: {path!r} is not YAML ({error}).") from error
     except OSError as error:
         raise SettingError(
-            f"--config: {path!r} cannot be read ({error.strerror}); the stages are teacher, search and retrain."
+            f"--config: {path!r} cannot be read ({error.strerror}); name a file, or a config of the package: "
+            f"{', '.join(_config_names())}."
         ) from error
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())

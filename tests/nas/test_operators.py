@@ -1,6 +1,7 @@
 """A search space of a user's own: operators from another package, strides of stem and groups."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_a_search_and_its_agent_use_it(tmp_path: Path) -> None:
     Architecture(draft.operators, plan, shape, draft.macs, parameters).save(mine)
     fit("retrain", tmp_path / "agent", 60, *args, "--model.architecture", str(mine))
     assert metrics(tmp_path / "agent")
+
+    # exported and derived in a process that has not built it yet
+    checkpoint, given = str(tmp_path / "agent" / "checkpoints" / "last.ckpt"), ["--operators", json.dumps(MINE)]
+    for words in (
+        ["export", "--ckpt_path", checkpoint, "--output", str(tmp_path / "exported"), *given],
+        ["derive", "--from", str(tmp_path / "search"), "--output", str(tmp_path / "derived"), *given],
+    ):
+        command = [sys.executable, "-m", "a2d_lightning", *words]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert (tmp_path / "exported.safetensors").is_file()
+    assert (tmp_path / "derived" / "argmax.json").is_file()
 
     # in a process that does not know the operator, the file is refused and nothing is imported
     script = (
