@@ -15,6 +15,8 @@ from a2d_lightning.modules.actor_critic import ActorCriticModule
 from a2d_lightning.rollouts.collection import LocalCollection
 from a2d_lightning.runtime.signals import INTERRUPTED, INTERRUPTION
 
+pytestmark = pytest.mark.thorough
+
 WITHOUT_TEACHER = ["--model.distillation", "none", "--model.teacher", "null"]
 
 

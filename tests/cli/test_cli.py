@@ -93,6 +93,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_step(
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
 
 
+@pytest.mark.thorough
 def test_a_test_of_a_search_describes_the_supernet_that_it_plays(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,8 @@ from a2d_lightning.nas.operators import OPERATORS
 from a2d_lightning.nas.search_space import Plan
 from a2d_lightning.runtime.errors import SettingError
 
+pytestmark = pytest.mark.thorough
+
 ROOT = Path(__file__).parents[2]
 FRAME = (4, 42, 42)
 SETTINGS: dict[str, Any] = {"game": "pong", "frame_shape": FRAME, "num_actions": 6, "total_env_steps": 100}

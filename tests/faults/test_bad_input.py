@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from a2d_lightning.agent_files import BUNDLED
 from a2d_lightning.modules import TeacherModule
 
+pytestmark = pytest.mark.thorough
+
 TEACHER = BUNDLED / "pong_four_conv_42.safetensors"
 
 

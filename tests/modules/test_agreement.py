@@ -34,6 +34,8 @@ from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.rollouts.policy import SamplingPolicy
 from a2d_lightning.runtime.errors import SettingError
 
+pytestmark = pytest.mark.thorough
+
 register()
 FRAME: FrameShape = (4, 21, 21)
 PLAN = Plan((1, 1, 1), (8, 16, 32))

@@ -28,6 +28,8 @@ from a2d_lightning.rollouts.envs import FrameSettings
 from a2d_lightning.rollouts.evaluation import play_games
 from a2d_lightning.rollouts.policy import select_actions
 
+pytestmark = pytest.mark.thorough
+
 register()
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAN = Plan((1, 2), (4, 8))

@@ -72,6 +72,7 @@ def test_sampling_fits_the_number_of_operators() -> None:
     assert supernet.alpha_logits.grad.ne(0).all()
 
 
+@pytest.mark.thorough
 def test_a_search_and_its_agent_use_it(tmp_path: Path) -> None:
     operators = tmp_path / "operators.yaml"
     operators.write_text(json.dumps({"model": {"init_args": {"operators": MINE}}}))

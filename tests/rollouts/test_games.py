@@ -33,6 +33,7 @@ def test_every_usual_spelling_of_a_game_is_one_rom(name: str) -> None:
     assert canonical_game(name) == "space_invaders"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("game", TABLE_3)
 def test_each_game_of_the_paper_starts(game: str) -> None:
     env = make_env(game, 1, FrameSettings(), seed=0, num_threads=1, noop_max=1)
