@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from a2d_lightning.agent_files import AgentCard, bundled_teachers, load_weights, read_agent
+from a2d_lightning.agent_files import AgentCard, load_network
 from a2d_lightning.models.networks import ActorCritic
 from a2d_lightning.rollouts.policy import select_actions
-from a2d_lightning.runtime.errors import SettingError
 
 
 class Agent:
@@ -71,12 +70,4 @@ def load_agent(source: str | Path) -> Agent:
     Raises:
         SettingError: If there is no such agent, or the file is damaged.
     """
-    path = bundled_teachers().get(str(source)) or Path(source)
-    if not path.is_file():
-        raise SettingError(
-            f"there is no agent {str(source)!r}; give a path or a bundled name ({', '.join(bundled_teachers())})."
-        )
-    card, weights = read_agent(path)
-    network = card.build()
-    load_weights(network, weights, str(path))
-    return Agent(card, network)
+    return Agent(*load_network(source, "load_agent"))

@@ -308,7 +308,7 @@ def _check_sums(path: Path) -> None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise SettingError(f"{path}: is truncated or not a checkpoint ({error}); use an earlier one.") from error
     if altered is not None:
-        raise SettingError(f"{path}: is damaged ({altered} differs from what was written); use an earlier one.")
+        raise SettingError(f"{path}: is damaged (checksum of {altered}); use an earlier one.")
 
 
 def _check_hash(path: Path, card: Any) -> None:
@@ -337,6 +337,28 @@ def load_weights(agent: ActorCritic, weights: dict[str, Tensor], source: str) ->
         agent.load_state_dict(weights)
     except RuntimeError as error:
         raise SettingError(f"{source}: the weights do not fit the network described by the card.") from error
+
+
+def load_network(source: str | Path, option: str) -> tuple[AgentCard, ActorCritic]:
+    """Load the card and the network of an agent.
+
+    Args:
+        source: Bundled name, ``.safetensors`` file or training checkpoint.
+        option: Name of the setting, for error messages.
+
+    Raises:
+        SettingError: If there is no such agent, the file is damaged, or it contains a supernet.
+    """
+    path = bundled_teachers().get(str(source)) or Path(source)
+    if not path.is_file():
+        raise SettingError(
+            f"{option}: there is no agent {str(source)!r}; give a path or a bundled name "
+            f"({', '.join(bundled_teachers())})."
+        )
+    card, weights = read_agent(path)
+    network = card.build()
+    load_weights(network, weights, str(path))
+    return card, network
 
 
 def write_agent(path: Path, agent: nn.Module, card: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch import nn
 
-from a2d_lightning.agent_files import AgentCard, bundled_teachers, load_weights, read_agent, write_agent
+from a2d_lightning.agent_files import AgentCard, load_network, read_agent, write_agent
 from a2d_lightning.cli.arguments import OPERATORS_HELP, description
 from a2d_lightning.models.macs import count_macs
 from a2d_lightning.models.networks import ActorCritic, count_parameters
@@ -38,14 +38,7 @@ def export(args: list[str]) -> None:
     parser.add_argument("--operators", type=dict[str, str | None] | None, default=None, help=OPERATORS_HELP)
     settings = parser.parse_args(args)
     operators_of(settings.operators)
-    source = bundled_teachers().get(settings.ckpt_path) or Path(settings.ckpt_path)
-    if not source.is_file():
-        raise SettingError(
-            f"--ckpt_path: there is no checkpoint {str(source)!r}; bundled agents are {', '.join(bundled_teachers())}."
-        )
-    card, weights = read_agent(source)
-    agent = card.build()
-    load_weights(agent, weights, str(source))
+    card, agent = load_network(settings.ckpt_path, "--ckpt_path")
     content: dict[str, Any] = {
         **card.to_dict(),
         "macs": count_macs(agent.backbone, torch.Size(card.frame_shape)),

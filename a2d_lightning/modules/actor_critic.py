@@ -72,7 +72,7 @@ class ActorCriticModule(EvaluatedModule):
         gradient_clip_norm: norm to which the weights' gradient is clipped.
         value_coefficient: coefficient of L_value (Eq. 5).
         entropy_coefficient: alpha_1, coefficient of L_entropy.
-        distillation: what is distilled (Table 2): none, actor, actor+teacher_critic or actor+critic.
+        distillation: mode of Table 2: none, actor, actor+teacher_critic or actor+critic.
         teacher: bundled name, or path of a .safetensors or .ckpt file; required unless ``distillation`` is none.
         actor_distillation_coefficient: alpha_2, coefficient of Eq. 6.
         critic_distillation_coefficient: alpha_3, coefficient of Eq. 7.

@@ -1,4 +1,4 @@
-"""Operators of a cell by name: the nine of the paper (App. D), and those that a user adds."""
+"""Operators of a cell by name: the paper's nine (App. D) and user-defined ones."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ _added: dict[str, Builder] = {}
 
 
 def known_operators() -> dict[str, Builder]:
-    """Return the operators of the paper and those that were added, by name."""
+    """Return the paper's and all registered operators, by name."""
     return OPERATORS | _added
 
 

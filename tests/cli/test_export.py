@@ -128,7 +128,7 @@ def test_a_wrong_test_file_is_refused(tmp_path: Path, content: str | None) -> No
 
 
 def test_a_missing_checkpoint_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--ckpt_path: there is no checkpoint"):
+    with pytest.raises(SettingError, match="--ckpt_path: there is no agent"):
         export(["--ckpt_path", str(tmp_path / "no.ckpt"), "--output", str(tmp_path / "agent")])
 
 

@@ -16,7 +16,7 @@ from small_supernets import counted
 from torch import nn
 
 from a2d_lightning import onnx_player
-from a2d_lightning.agent_files import AgentCard, load_weights, read_agent
+from a2d_lightning.agent_files import AgentCard, load_network, read_agent
 from a2d_lightning.cli.export import export
 from a2d_lightning.deploy import onnx_export
 from a2d_lightning.deploy.contract import frames_of, input_contract
@@ -131,15 +131,10 @@ def test_torch_export_is_the_same_and_needs_no_package(tmp_path: Path) -> None:
 
 
 def agent_of(name: str) -> ActorCritic:
-    from a2d_lightning.agent_files import bundled_teachers  # noqa: PLC0415
-
-    card, weights = read_agent(bundled_teachers()[name])
-    agent = card.build()
-    load_weights(agent, weights, name)
-    return agent.eval().requires_grad_(False)
+    return load_network(name, "name")[1].eval().requires_grad_(False)
 
 
-def test_greedy_games_are_torchs_step_by_step(pong: Path) -> None:
+def test_greedy_games_are_torchs_step_by_step(pong: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     player, agent = onnx_player.OnnxAgent(pong), agent_of("pong_four_conv_42")
     steps = 0
     real = player.act
@@ -152,7 +147,7 @@ def test_greedy_games_are_torchs_step_by_step(pong: Path) -> None:
         assert actions.tolist() == expected.tolist()
         return actions
 
-    player.act = both  # type: ignore[method-assign]
+    monkeypatch.setattr(player, "act", both)
     scores = onnx_player.play(player, np.array([3, 4]))
     assert steps > 500
     assert (scores > 5).all()  # random play has -20

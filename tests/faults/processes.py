@@ -30,7 +30,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen, seconds: 
 
 
 def left_of(process: subprocess.Popen) -> list[str]:
-    """Processes that it started and that still run five seconds later; those that only wait to be reaped do not."""
+    """Return the ids of child processes that still run after five seconds, without zombies."""
     for _ in range(50):
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
